@@ -1,0 +1,246 @@
+"""The HTTP edge; the only room that knows Starlette.
+
+It reads bodies within their cap, picks the headers that may travel, and watches for clients that leave. Everything
+else is `Guard`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from guardrail.config import Settings, is_loopback
+from guardrail.errors import BadRequest, GuardrailError, NotFound, TooLarge, UpstreamError
+from guardrail.guard import Guard, Reply, Stream
+from guardrail.record import MemoryRecorder
+from guardrail.stations import read_body
+from guardrail.telemetry import Telemetry
+from guardrail.upstream import Upstream
+from guardrail.wire import FORMATS, WireFormat
+from guardrail.wire.fields import write_error, write_json
+
+_log = logging.getLogger("guardrail.app")
+
+# What of the client's headers may go upstream (DESIGN: what the client sees).
+_FORWARDED = frozenset(
+    {"authorization", "content-type", "openai-organization", "openai-project", "openai-beta", "idempotency-key"}
+)
+
+Build = Callable[[], Awaitable[Guard]]
+
+
+class Server:
+    """What the routes share. `guard` is None until the safeguard is loaded and the policy compiled."""
+
+    def __init__(
+        self, build: Build, upstream: Upstream, telemetry: Telemetry, kept: MemoryRecorder, settings: Settings
+    ) -> None:
+        self._build = build
+        self._upstream = upstream
+        self._telemetry = telemetry
+        self._kept = kept
+        self._settings = settings
+        self._guard: Guard | None = None
+        self._failed: BaseException | None = None
+
+    @asynccontextmanager
+    async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        loading = asyncio.create_task(self._load())
+        try:
+            yield
+        finally:
+            loading.cancel()
+            await asyncio.gather(loading, return_exceptions=True)
+            await self._upstream.aclose()
+            self._telemetry.shutdown()
+
+    async def _load(self) -> None:
+        try:
+            self._guard = await self._build()
+        except Exception as error:
+            self._failed = error
+            message = error.message if isinstance(error, GuardrailError) else type(error).__name__
+            _log.critical("the guard could not be built", extra={"error": message})
+            # A server that can never be ready must not stay up looking alive.
+            raise SystemExit(1) from None
+
+    async def complete(self, request: Request, wire: WireFormat) -> Response:
+        if self._guard is None:
+            return _error(_not_ready())
+        raw = await _read_request(request, self._settings.max_request_bytes)
+        headers = {name: value for name, value in request.headers.items() if name in _FORWARDED}
+        with self._telemetry.incoming(request.headers.get("traceparent")):
+            reply = await _unless_gone(request, self._guard.handle(wire, raw, headers))
+        return _respond(reply)
+
+    async def models(self, request: Request) -> Response:
+        headers = {name: value for name, value in request.headers.items() if name in _FORWARDED}
+        answer = await self._upstream.send("/v1/models", b"", headers)
+        body = await read_body(answer.stream, self._settings.max_response_bytes)
+        if 300 <= answer.status < 400:
+            raise UpstreamError(f"the upstream answered {answer.status}, which is neither an answer nor an error")
+        media_type = answer.headers.get("content-type", "application/json")
+        return Response(body, answer.status, headers={"content-type": media_type})
+
+    async def healthz(self, _: Request) -> Response:
+        return _json({"status": "ok"})
+
+    async def readyz(self, _: Request) -> Response:
+        if self._guard is None:
+            return _json({"status": "loading"}, 503, {"retry-after": "1"})
+        return _json({"status": "ready", **self._guard.describe()})
+
+    async def metrics(self, _: Request) -> Response:
+        body, media_type = self._telemetry.render_metrics()
+        return Response(body, headers={"content-type": media_type})
+
+    async def decision(self, request: Request) -> Response:
+        # With no tenants, a caller on loopback is the operator; beyond loopback nobody is.
+        if not is_loopback(self._settings.host):
+            raise NotFound("decisions are shown to the operator only")
+        record = self._kept.find(request.path_params["id"])
+        if record is None:
+            raise NotFound("no such decision, or one that is no longer kept")
+        return _json(record.to_json())
+
+
+def create_app(
+    build: Build, upstream: Upstream, telemetry: Telemetry, kept: MemoryRecorder, settings: Settings
+) -> Starlette:
+    """The proxy as an ASGI app. `build` makes the guard while the server already answers `/healthz`."""
+    server = Server(build, upstream, telemetry, kept, settings)
+
+    def endpoint(wire: WireFormat) -> Callable[[Request], Awaitable[Response]]:
+        async def complete(request: Request) -> Response:
+            return await server.complete(request, wire)
+
+        return complete
+
+    routes = [Route(path, endpoint(wire), methods=["POST"]) for path, wire in FORMATS.items()]
+    routes += [
+        Route("/v1/models", server.models, methods=["GET"]),
+        Route("/v1/guardrail/decisions/{id}", server.decision, methods=["GET"]),
+        Route("/healthz", server.healthz, methods=["GET"]),
+        Route("/readyz", server.readyz, methods=["GET"]),
+        Route("/metrics", server.metrics, methods=["GET"]),
+    ]
+    handlers: Mapping[Any, Any] = {GuardrailError: _on_error, HTTPException: _on_http, Exception: _on_bug}
+    return Starlette(routes=routes, lifespan=server.lifespan, exception_handlers=handlers)
+
+
+class _StreamResponse(Response):
+    """Sends a guarded stream and closes it, whether the client read it all, left, or never read at all."""
+
+    def __init__(self, reply: Reply, stream: Stream) -> None:
+        self.status_code = reply.status
+        self.background = None
+        self._stream = stream
+        self.init_headers(reply.headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sending = asyncio.create_task(self._send(send))
+        leaving = asyncio.create_task(_disconnected(receive))
+        try:
+            await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            sending.cancel() if not sending.done() else None
+            await asyncio.gather(sending, return_exceptions=True)
+            if sending.done() and not sending.cancelled():
+                sending.result()
+        finally:
+            leaving.cancel()
+            sending.cancel()
+            await asyncio.gather(sending, leaving, return_exceptions=True)
+            await self._stream.aclose()
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async with aclosing(self._stream.run()) as chunks:
+            async for chunk in chunks:
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _unless_gone(request: Request, work: Awaitable[Reply]) -> Reply:
+    """The reply; a client that leaves before it is there ends the work upstream."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.create_task(_disconnected(request.receive))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            working.cancel()
+        return await working
+    finally:
+        leaving.cancel()
+
+
+async def _read_request(request: Request, limit: int) -> bytes:
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise BadRequest("compressed request bodies are not read; send the body as it is")
+    declared = request.headers.get("content-length", "0")
+    if declared.isdigit() and int(declared) > limit:
+        raise TooLarge(f"the request body is over the limit of {limit} bytes")
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise TooLarge(f"the request body is over the limit of {limit} bytes")
+    return bytes(body)
+
+
+def _respond(reply: Reply) -> Response:
+    if isinstance(reply.body, bytes):
+        return Response(reply.body, reply.status, headers=dict(reply.headers))
+    return _StreamResponse(reply, reply.body)
+
+
+def _json(body: dict[str, Any], status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(write_json(body), status, {"content-type": "application/json", **(headers or {})})
+
+
+def _not_ready() -> GuardrailError:
+    error = GuardrailError("the safeguard is still loading", code="not_ready")
+    error.status = 503
+    return error
+
+
+def _error(error: GuardrailError) -> Response:
+    head = {"content-type": "application/json"}
+    if error.status == 503:
+        head["retry-after"] = "1"
+    return Response(write_error(error), error.status, head)
+
+
+async def _on_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, GuardrailError)  # noqa: S101 - Starlette's handler table promises it
+    return _error(error)
+
+
+async def _on_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101 - Starlette's handler table promises it
+    message = (
+        f"{request.method} {request.url.path} is not served here: only listed endpoints are, for what passes is judged"
+    )
+    found = NotFound(message)
+    found.status = error.status_code
+    return _error(found)
+
+
+async def _on_bug(_: Request, error: Exception) -> Response:
+    # The type alone: a message may hold the text that caused it.
+    _log.error("unexpected error", extra={"error": type(error).__name__})
+    return _error(GuardrailError("the guard failed; the answer was not sent", code="internal_error"))

@@ -1,0 +1,79 @@
+"""Where things are built, in one place, and handed down: settings in, a guard out."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from guardrail import resources
+from guardrail.compiled import Compiled, compile_policy
+from guardrail.config import Settings
+from guardrail.errors import ConfigError, PolicyError
+from guardrail.guard import Guard
+from guardrail.plugins import Registry
+from guardrail.policy import Policy, read_policy
+from guardrail.record import Recorder
+from guardrail.scoring import Scorer
+from guardrail.stations import Limits
+from guardrail.telemetry import Telemetry
+from guardrail.upstream import Upstream
+
+_PACKAGE = Path(__file__).parent
+# In the wheel the policies lie inside the package, in a checkout beside it.
+_POLICIES = next(path for path in (_PACKAGE / "policies", _PACKAGE.parent / "policies") if path.is_dir())
+
+
+def load_policy(name: str) -> Policy:
+    """A policy that ships, by name, or any Markdown file by its path."""
+    if re.fullmatch(r"[a-z0-9-]+", name):
+        path = _POLICIES / f"{name}.md"
+        if not path.is_file():
+            known = ", ".join(sorted(file.stem for file in _POLICIES.glob("*.md") if file.stem != "README"))
+            raise PolicyError(f"no policy named {name!r} ships; these do: {known}")
+        return read_policy(path)
+    return read_policy(Path(name))
+
+
+def load_resources() -> resources.Resources:
+    return resources.load(_POLICIES / "resources.yaml")
+
+
+def open_scorer(settings: Settings, registry: Registry) -> Scorer | None:
+    return registry.scorers["safeguard"](settings) if settings.safeguard == "on" else None
+
+
+def weights_hash(settings: Settings) -> str:
+    from guardrail.safeguard.model import hash_weights
+
+    return hash_weights(Path(settings.weights) if settings.weights else None)
+
+
+async def compile_settings(settings: Settings, scorer: Scorer | None) -> Compiled:
+    if settings.region and not re.fullmatch(r"[A-Za-z]{2}", settings.region):
+        raise ConfigError(f"region must be a two-letter country code, not {settings.region!r}")
+    return await compile_policy(
+        load_policy(settings.policy),
+        scorer,
+        load_resources(),
+        region=settings.region.upper() or None,
+        language=settings.language,
+    )
+
+
+async def build_guard(
+    settings: Settings,
+    registry: Registry,
+    scorer: Scorer | None,
+    upstream: Upstream,
+    recorder: Recorder,
+    telemetry: Telemetry,
+) -> Guard:
+    limits = Limits(
+        response_bytes=settings.max_response_bytes,
+        held_bytes=settings.max_held_bytes,
+        score_timeout=settings.score_timeout,
+        rewrite_timeout=settings.rewrite_timeout,
+        unscannable=settings.unscannable,
+    )
+    compiled = await compile_settings(settings, scorer)
+    return Guard(compiled, scorer, upstream, recorder, telemetry, limits=limits, rewriters=registry.rewriters)

@@ -1,0 +1,157 @@
+"""Settings, read once: from a file, then `GUARDRAIL_*` variables, then options; the later wins.
+
+One table, `Settings`, is the documentation's source: every field has its type, its default and its `doc`. An unknown
+key is an error that names its nearest neighbour.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from guardrail.errors import ConfigError
+
+
+def _setting(default: Any, doc: str) -> Any:
+    if isinstance(default, dict | list):
+        return field(default_factory=default.copy, metadata={"doc": doc})
+    return field(default=default, metadata={"doc": doc})
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    upstream: str = _setting("embedded", "URL of an OpenAI-compatible server, `litellm:NAME`, `embedded`, or a plugin")
+    upstream_key: str = _setting("", "key sent upstream instead of the client's `Authorization`")
+    upstream_params: dict[str, Any] = _setting({}, "litellm upstreams: parameters the operator fixes (`api_base`, ...)")
+    models: dict[str, str] = _setting({}, "litellm upstreams: the names clients may use, and litellm's name of each")
+    allow_image_urls: bool = _setting(False, "litellm upstreams: pass image URLs, which litellm may fetch itself")
+    host: str = _setting("127.0.0.1", "address to listen on")
+    port: int = _setting(8080, "port to listen on")
+    policy: str = _setting("default", "name of a policy that ships, or path of a Markdown file")
+    region: str = _setting("", "country for crisis lines (ISO 3166, two letters); never guessed from the caller")
+    language: str = _setting("en", "language of the sentences around crisis lines")
+    safeguard: str = _setting("on", "`on`, or `off`: relay without judging, for measurements only; loudly logged")
+    weights: str = _setting("", "folder of other safeguard weights than those that ship")
+    threads: int = _setting(0, "threads of the safeguard; 0 leaves it to torch")
+    unscannable: str = _setting("refuse", "image or audio output: `refuse` or `pass`")
+    score_timeout: float = _setting(10.0, "seconds until a score counts as failed")
+    rewrite_timeout: float = _setting(30.0, "seconds for all rewriting of an answer; past it the template stands")
+    connect_timeout: float = _setting(10.0, "seconds to connect upstream")
+    read_timeout: float = _setting(120.0, "seconds to wait for the upstream's next bytes, the first included")
+    total_timeout: float = _setting(900.0, "seconds for a whole upstream answer")
+    max_request_bytes: int = _setting(20 << 20, "largest request body")
+    max_response_bytes: int = _setting(32 << 20, "largest upstream answer, plain or streamed")
+    max_held_bytes: int = _setting(4 << 20, "most bytes of one stream held back before they are judged")
+    otlp_endpoint: str = _setting("", "OTLP/HTTP collector for spans, e.g. http://127.0.0.1:4318")
+    log_format: str = _setting("json", "`json` or `text`, on standard error")
+    log_level: str = _setting("info", "`debug`, `info`, `warning` or `error`")
+
+    def __post_init__(self) -> None:
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.type in ("int", "float") and (value < 0 or (value == 0 and item.name != "threads")):
+                raise ConfigError(f"{item.name} must be above 0")
+        if self.upstream_key and not is_loopback(self.host):
+            raise ConfigError(
+                "upstream_key is set and the server listens beyond loopback without tenants: anyone who reaches it"
+                " would spend that key. Listen on 127.0.0.1, or let clients bring their own key"
+            )
+
+
+_CHOICES = {
+    "safeguard": ("on", "off"),
+    "unscannable": ("refuse", "pass"),
+    "log_format": ("json", "text"),
+    "log_level": ("debug", "info", "warning", "error"),
+}
+# A file in other hands must not pick these; they are read from the environment or the options just the same.
+_TYPES: Mapping[str, type | tuple[type, ...]] = {"str": str, "int": int, "float": (int, float), "bool": bool}
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def read_settings(path: Path | None, environ: Mapping[str, str], options: Mapping[str, Any]) -> Settings:
+    """Raises `ConfigError` naming the key, and where it stands."""
+    values: dict[str, Any] = {}
+    if path is not None:
+        values |= _checked(_read_file(path), str(path))
+    named = {name.removeprefix("GUARDRAIL_").lower(): value for name, value in environ.items() if _is_ours(name)}
+    values |= {name: _from_text(name, value) for name, value in _known(named, "the environment").items()}
+    values |= {name: value for name, value in options.items() if value is not None}
+    return Settings(**values)
+
+
+def _is_ours(name: str) -> bool:
+    # GUARDRAIL_CACHE is where the demo's model is kept: the plugin's, not a setting.
+    return name.startswith("GUARDRAIL_") and name not in ("GUARDRAIL_CACHE", "GUARDRAIL_CONFIG")
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise ConfigError(f"{path}: is not valid YAML") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: must be a mapping of settings")
+    return values
+
+
+def _known(values: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    names = [item.name for item in fields(Settings)]
+    for name in values:
+        if name not in names:
+            near = get_close_matches(str(name), names, n=1, cutoff=0)
+            raise ConfigError(f"{where}: unknown setting {name!r}; the nearest is {near[0]!r}")
+    return values
+
+
+def _checked(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    kinds = {item.name: str(item.type) for item in fields(Settings)}
+    checked = {}
+    for name, value in _known(values, where).items():
+        kind = kinds[name]
+        if kind.startswith("dict"):
+            fits = isinstance(value, dict)
+        elif name == "safeguard" and isinstance(value, bool):
+            fits, value = True, "on" if value else "off"  # YAML's on and off
+        else:
+            fits = isinstance(value, _TYPES[kind]) and (kind == "bool" or not isinstance(value, bool))
+        if not fits:
+            raise ConfigError(f"{where}: {name} must be of type {kind}, not {type(value).__name__}")
+        checked[name] = value
+    return checked
+
+
+def _from_text(name: str, text: str) -> Any:
+    kind = next(str(item.type) for item in fields(Settings) if item.name == name)
+    try:
+        if kind.startswith("dict"):
+            value = yaml.safe_load(text)
+            if not isinstance(value, dict):
+                raise ValueError
+            return value
+        if kind == "bool":
+            return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[text.lower()]
+        return {"int": int, "float": float}.get(kind, str)(text)
+    except (ValueError, KeyError, yaml.YAMLError):
+        raise ConfigError(f"GUARDRAIL_{name.upper()} must be of type {kind}") from None

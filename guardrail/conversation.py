@@ -1,0 +1,121 @@
+"""Requests, responses and stream events as values, whatever wire format they came in.
+
+Only the `wire` rooms make these and write them back. `body` and `raw` are what arrived, kept so that a clean answer
+can leave byte for byte; nothing here changes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+JSON = dict[str, Any]
+
+
+class PartKind(StrEnum):
+    """What a piece of model output is; each kind is scored by a rule of its own."""
+
+    TEXT = "text"
+    REASONING = "reasoning"
+    REFUSAL = "refusal"
+    TOOL_CALL = "tool_call"
+    UNKNOWN = "unknown"
+    UNSCANNABLE = "unscannable"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One stretch of model output. `key` tells parts of one kind apart (a tool call's index, a field's path)."""
+
+    kind: PartKind
+    text: str
+    key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    index: int
+    parts: tuple[Part, ...]
+    finish: str | None = None
+
+    def text(self) -> str:
+        """The visible answer: what a reader of this choice would see, reasoning and calls apart."""
+        return "".join(part.text for part in self.parts if part.kind in (PartKind.TEXT, PartKind.REFUSAL))
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens as the upstream counted them."""
+
+    prompt: int = 0
+    completion: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(self.prompt + other.prompt, self.completion + other.completion)
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    raw: bytes
+    body: JSON
+    choices: tuple[Choice, ...]
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the caller asks. `prompt` is the last user turn's text; `prefill` an assistant turn that the answer goes on
+    from, which counts as answer. `structured` is set where the client will parse the answer by a schema.
+    """
+
+    raw: bytes
+    body: JSON
+    model: str
+    prompt: str
+    prefill: str = ""
+    stream: bool = False
+    include_usage: bool = False
+    structured: bool = False
+    choices: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """The text that one stream event adds to one part."""
+
+    choice: int
+    kind: PartKind
+    text: str
+    key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEvent:
+    """One event of the upstream's stream, kept whole. `raw` is its frame as it arrived, blank line included.
+
+    `finished` names the choices that end with it; `done` marks the end of the stream.
+    """
+
+    raw: bytes
+    body: JSON | None = None
+    pieces: tuple[Piece, ...] = ()
+    choices: tuple[int, ...] = ()
+    finished: tuple[int, ...] = ()
+    usage: Usage | None = None
+    done: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Replacement:
+    """What a choice becomes. `as_refusal` puts the text where a structured client looks for a refusal."""
+
+    mode: str
+    rule: str | None
+    text: str
+    finish: str
+    as_refusal: bool = False
+
+
+Replacements = Mapping[int, Replacement]

@@ -1,0 +1,88 @@
+"""From scores to a decision: which rule, which band, which mode. No clock, no `await`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from guardrail.conversation import PartKind
+from guardrail.policy import UNCLASSIFIED, Mode, OnError, Policy, Rule
+from guardrail.scoring import Score, Span, Vector, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Routes:
+    """The policy's rules as vectors: `vectors[i]` stands for rule `rules[i]`. Shape (rows, dimension), unit length."""
+
+    rules: tuple[str, ...]
+    vectors: Vector
+
+    def nearest(self, embedding: Vector | None, minimum: float) -> str:
+        """The id of the rule nearest to a unit vector, or `unclassified` where none is near enough."""
+        if embedding is None or not self.rules:
+            return UNCLASSIFIED
+        similarity = self.vectors @ embedding
+        best = int(similarity.argmax())
+        return self.rules[best] if similarity[best] >= minimum else UNCLASSIFIED
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What was found in one part: its score, the rule it falls under, and the mode its band demands.
+
+    `rule` is None where no score could be had; the policy's `on_error` then gave the mode.
+    """
+
+    kind: PartKind
+    key: str
+    mode: Mode
+    rule: str | None
+    value: float | None
+    spans: tuple[Span, ...] = ()
+    verdict: Verdict = Verdict.SCORED
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What is to become of one choice, before any rewriting. `drop_reasoning` may be set although `mode` is direct."""
+
+    index: int
+    mode: Mode
+    rule: str | None
+    value: float | None
+    findings: tuple[Finding, ...] = ()
+    drop_reasoning: bool = False
+
+    @property
+    def unavailable(self) -> bool:
+        return any(finding.verdict is not Verdict.SCORED for finding in self.findings)
+
+
+# Where text could not be scored, the mode that each failure mode stands for; `unavailable` is answered with an error.
+_WITHOUT_SCORE = {OnError.REFUSE: Mode.REFUSE, OnError.UNAVAILABLE: Mode.REFUSE, OnError.PASS: Mode.DIRECT}
+
+
+def find(policy: Policy, routes: Routes, kind: PartKind, key: str, score: Score) -> Finding:
+    """Judges one part. Reasoning has its own band (DESIGN: score, band, severity, mode)."""
+    if score.verdict is not Verdict.SCORED:
+        return Finding(kind, key, _WITHOUT_SCORE[policy.on_error], None, None, verdict=score.verdict)
+    rule = policy.rule(routes.nearest(score.embedding, policy.minimum_similarity))
+    return Finding(kind, key, mode_for(rule, kind, score.value), rule.id, score.value, score.spans)
+
+
+def mode_for(rule: Rule, kind: PartKind, value: float) -> Mode:
+    if kind is PartKind.REASONING:
+        return Mode.SAFE_COMPLETION if value >= rule.reasoning else Mode.DIRECT
+    return rule.bands.mode(value)
+
+
+def judge(index: int, findings: Sequence[Finding]) -> Judgement:
+    """The strictest finding decides the choice; among equals the highest value. Reasoning is set aside on its own."""
+    answer = [finding for finding in findings if finding.kind is not PartKind.REASONING]
+    reasoning = [finding for finding in findings if finding.kind is PartKind.REASONING]
+    drop = any(finding.mode is not Mode.DIRECT for finding in reasoning)
+    worst = max(answer, key=lambda found: (found.mode.strictness, found.value or 0.0), default=None)
+    if worst is None:
+        worst = Finding(PartKind.TEXT, "", Mode.DIRECT, None, 0.0)
+    rule = worst.rule if worst.mode is not Mode.DIRECT else None
+    return Judgement(index, worst.mode, rule, worst.value, tuple(findings), drop)

@@ -1,0 +1,88 @@
+"""The whole tree of errors, on one page.
+
+A block is a value (`guardrail.decision.Decision`), not an error. An error here says whose fault it was:
+`status` is the HTTP status the caller gets, `type` and `code` the fields of OpenAI's error object.
+"""
+
+from __future__ import annotations
+
+
+class GuardrailError(Exception):
+    """The root. `param` names the offending field of a request, or is None."""
+
+    status = 500
+    type = "server_error"
+    code: str | None = None
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        if code is not None:
+            self.code = code
+
+
+# The operator's fault: found at start, never while serving.
+class ConfigError(GuardrailError):
+    """A setting that is unknown, of the wrong type, or contradicts another."""
+
+
+class PolicyError(GuardrailError):
+    """A policy document that cannot be read; the message names file, and rule or line."""
+
+
+# The caller's fault.
+class BadRequest(GuardrailError):
+    status = 400
+    type = "invalid_request_error"
+
+
+class Unauthorized(BadRequest):
+    status = 401
+    code = "invalid_api_key"
+
+
+class NotFound(BadRequest):
+    status = 404
+    code = "not_found"
+
+
+class TooLarge(BadRequest):
+    status = 413
+    code = "request_too_large"
+
+
+# The upstream's fault.
+class UpstreamError(GuardrailError):
+    """The upstream could not be reached, or what it sent cannot be read."""
+
+    status = 502
+    type = "upstream_error"
+    code = "upstream_error"
+
+
+class UpstreamTimeout(UpstreamError):
+    status = 504
+    code = "upstream_timeout"
+
+
+class UpstreamRejected(UpstreamError):
+    """The upstream answered with an error of its own; status, headers and body pass as they came."""
+
+    def __init__(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        super().__init__(f"the upstream answered {status}")
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+
+# Our own fault.
+class ScorerError(GuardrailError):
+    """A scorer failed or timed out: no score, and no score is not a pass."""
+
+    status = 503
+    code = "safeguard_unavailable"
+
+
+class Overloaded(ScorerError):
+    """A bounded queue is full."""

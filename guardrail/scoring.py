@@ -1,0 +1,98 @@
+"""What a scorer is, and the values it gives.
+
+A scorer says *how bad*, never *what to do*: bands and modes live in `guardrail.decision`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from guardrail.errors import ScorerError
+
+_log = logging.getLogger("guardrail.scoring")
+
+Vector = npt.NDArray[np.float32]
+
+
+class Verdict(StrEnum):
+    """Whether a score could be had. Anything but `SCORED` meets the policy's `on_error`; none of them is a pass."""
+
+    SCORED = "scored"
+    ERROR = "error"
+    UNREADABLE = "unreadable"
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A half-open range of characters in the scored text, with the value of that part alone."""
+
+    start: int
+    end: int
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """What a scorer looks at: an answer in the light of the prompt it answers.
+
+    `text[:start]` is context that was scored before, `text[start:]` the window to be scored now.
+    """
+
+    prompt: str
+    text: str
+    start: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """The calibrated probability that the passage meaningfully facilitates harm, in 0..1.
+
+    `embedding` is unit-length and stands in the same space as `Scorer.embed`, or None where there is none.
+    `spans` are the sentences that score on their own, in reading order, as ranges of `Passage.text`.
+    """
+
+    value: float
+    spans: tuple[Span, ...] = ()
+    verdict: Verdict = Verdict.SCORED
+    embedding: Vector | None = field(default=None, compare=False, repr=False)
+
+
+class Scorer(Protocol):
+    """One look at a batch of passages. Raises `ScorerError` for the whole batch, never returns fewer scores."""
+
+    @property
+    def fingerprint(self) -> str:
+        """What decides the scores (weights hash, or a version); it stands on every decision."""
+        ...
+
+    async def score(self, passages: Sequence[Passage]) -> Sequence[Score]: ...
+
+    async def embed(self, texts: Sequence[str]) -> Vector:
+        """Unit vectors, shape (len(texts), dimension), for routing text to rules."""
+        ...
+
+
+async def score_all(scorer: Scorer, passages: Sequence[Passage], within: float) -> Sequence[Score]:
+    """One score a passage, whatever happens: a scorer that fails, stalls or miscounts gives `ERROR` verdicts.
+
+    `within` is in seconds.
+    """
+    if not passages:
+        return ()
+    try:
+        async with asyncio.timeout(within):
+            scores = await scorer.score(passages)
+        if len(scores) != len(passages):
+            raise ScorerError("the scorer gave another number of scores than was asked for")
+        return scores
+    except Exception as error:  # a plugin may raise anything; none of it is a pass
+        _log.error("scoring failed", extra={"error": type(error).__name__, "passages": len(passages)})
+        return [Score(0.0, verdict=Verdict.ERROR)] * len(passages)

@@ -1,0 +1,63 @@
+"""`guardrail serve`: the app under uvicorn, with its parts built from the settings."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import uvicorn
+from starlette.applications import Starlette
+
+from guardrail.app import create_app
+from guardrail.build import build_guard, load_policy, open_scorer
+from guardrail.config import Settings
+from guardrail.guard import Guard
+from guardrail.plugins import load_plugins, open_upstream
+from guardrail.record import LogRecorder, MemoryRecorder, Recorders
+from guardrail.telemetry import Telemetry, configure_logging
+
+_log = logging.getLogger("guardrail.serve")
+
+
+def make_app(settings: Settings) -> Starlette:
+    """Raises `ConfigError` or `PolicyError` at once for what can be known before the safeguard is loaded."""
+    registry = load_plugins()
+    upstream = open_upstream(settings, registry)
+    load_policy(settings.policy)
+    telemetry = Telemetry(otlp_endpoint=settings.otlp_endpoint or None)
+    kept = MemoryRecorder()
+    recorder = Recorders(kept, LogRecorder(), telemetry)
+
+    async def build() -> Guard:
+        scorer = await asyncio.to_thread(open_scorer, settings, registry)
+        guard = await build_guard(settings, registry, scorer, upstream, recorder, telemetry)
+        if scorer is None:
+            _log.warning("safeguard is off: NOTHING IS JUDGED, every answer passes and is recorded as unscored")
+        _log.info("ready", extra=guard.describe())
+        return guard
+
+    return create_app(build, upstream, telemetry, kept, settings)
+
+
+def serve(settings: Settings) -> int:
+    configure_logging(settings.log_level, settings.log_format)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            make_app(settings),
+            host=settings.host,
+            port=settings.port,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,  # nobody is a trusted peer until tenants name one
+            timeout_graceful_shutdown=10,
+        )
+    )
+    _log.info("listening", extra={"address": f"http://{settings.host}:{settings.port}", "upstream": _named(settings)})
+    server.run()
+    return 0 if server.started else 1
+
+
+def _named(settings: Settings) -> str:
+    # A URL may carry a password.
+    return settings.upstream.rpartition("@")[2]

@@ -1,0 +1,159 @@
+"""The stations that plain answers and streams have in common: score, replace.
+
+One policy, one scorer, one upstream; nothing here is kept between requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+
+from guardrail.case import Case
+from guardrail.compiled import Compiled
+from guardrail.conversation import PartKind, Replacement, Request, Usage
+from guardrail.decision import Finding, Judgement, find
+from guardrail.errors import ScorerError, UpstreamError
+from guardrail.policy import Mode, OnError
+from guardrail.rewriting import BUILT_IN, Draft, Rewriter, Rewritten, refuse, rewrite
+from guardrail.scoring import Passage, Scorer, Span, Verdict, score_all
+from guardrail.upstream import ByteStream, Upstream
+from guardrail.wire import WireFormat
+from guardrail.wire.fields import readable
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bytes and seconds."""
+
+    response_bytes: int = 32 << 20
+    held_bytes: int = 4 << 20
+    score_timeout: float = 10.0
+    rewrite_timeout: float = 30.0
+    unscannable: str = "refuse"
+
+
+class Stations:
+    def __init__(
+        self,
+        compiled: Compiled,
+        scorer: Scorer,
+        upstream: Upstream,
+        limits: Limits,
+        rewriters: Mapping[str, Rewriter] | None = None,
+    ) -> None:
+        self.compiled = compiled
+        self.limits = limits
+        self._scorer = scorer
+        self._upstream = upstream
+        self._rewriters = rewriters or BUILT_IN
+
+    async def find(
+        self, case: Case, parts: Sequence[tuple[PartKind, str]], passages: Sequence[Passage]
+    ) -> list[Finding]:
+        """Scores passages and sorts them under rules; raises `ScorerError` where the policy answers 503."""
+        with case.timed("score"):
+            scores = await score_all(self._scorer, passages, self.limits.score_timeout)
+        case.windows += len(passages)
+        case.characters += sum(len(passage.text) - passage.start for passage in passages)
+        policy, routes = self.compiled.policy, self.compiled.routes
+        found = [find(policy, routes, kind, key, score) for (kind, key), score in zip(parts, scores, strict=True)]
+        for finding in found:
+            case.meets(finding)
+            self.refuse_unavailable(finding)
+        return found
+
+    def refuse_unavailable(self, finding: Finding) -> None:
+        if finding.verdict is Verdict.ERROR and self.compiled.policy.on_error is OnError.UNAVAILABLE:
+            raise ScorerError("the answer could not be judged; try again", code="safeguard_unavailable")
+
+    def unscannable(self, key: str) -> Finding:
+        mode = Mode.DIRECT if self.limits.unscannable == "pass" else Mode.REFUSE
+        return Finding(PartKind.UNSCANNABLE, key, mode, None, None, verdict=Verdict.UNREADABLE)
+
+    def passage(self, request: Request, kind: PartKind, text: str, start: int = 0) -> Passage:
+        """What a scorer sees of a part: tool calls decoded, a prefill counted as the answer's beginning."""
+        if kind is PartKind.TOOL_CALL:
+            return Passage(request.prompt, readable(text))
+        if kind is PartKind.TEXT and request.prefill:
+            return Passage(request.prompt, request.prefill + text, start and start + len(request.prefill))
+        return Passage(request.prompt, text, start)
+
+    async def replace(
+        self,
+        case: Case,
+        wire: WireFormat,
+        request: Request,
+        judgement: Judgement,
+        text: str,
+        shown: str,
+        headers: Mapping[str, str],
+    ) -> Replacement:
+        """What a flagged choice becomes. `shown` is what the client has read of it, `text` the whole draft."""
+        with case.timed("rewrite"):
+            rewritten = await self._rewrite(wire, request, judgement, text, shown, headers)
+        case.replaces(judgement, rewritten, len(shown))
+        finish = "stop"
+        if rewritten.mode is Mode.REFUSE and not request.structured:
+            rule = judgement.rule
+            finish = self.compiled.policy.rule(rule).finish if rule else "content_filter"
+        return Replacement(rewritten.mode, judgement.rule, rewritten.text, finish, as_refusal=request.structured)
+
+    async def _rewrite(
+        self,
+        wire: WireFormat,
+        request: Request,
+        judgement: Judgement,
+        text: str,
+        shown: str,
+        headers: Mapping[str, str],
+    ) -> Rewritten:
+        if judgement.mode is Mode.REFUSE or judgement.rule is None or request.structured:
+            # A structured client parses what it gets: only a refusal has a place of its own there.
+            return refuse(judgement.rule, self.compiled)
+        flagged = [finding for finding in judgement.findings if finding.mode is not Mode.DIRECT]
+        offset = len(request.prefill) + len(shown)
+        spans = tuple(_shift(span, offset) for finding in flagged for span in finding.spans if span.end > offset)
+        draft = Draft(
+            prompt=request.prompt,
+            rule=self.compiled.policy.rule(judgement.rule),
+            text=text[len(shown) :],
+            spans=spans,
+            ask=lambda guidance: self._ask_again(wire, request, guidance, headers),
+            shown=request.prefill + shown,
+            whole=all(finding.kind is PartKind.TEXT for finding in flagged),
+        )
+        return await rewrite(
+            draft,
+            self.compiled,
+            self._scorer,
+            self._rewriters,
+            deadline=self.limits.rewrite_timeout,
+            score_timeout=self.limits.score_timeout,
+        )
+
+    async def _ask_again(
+        self, wire: WireFormat, request: Request, guidance: str, headers: Mapping[str, str]
+    ) -> tuple[str, Usage]:
+        answer = await self._upstream.send(wire.PATH, wire.ask_again(request, guidance), headers)
+        raw = await read_body(answer.stream, self.limits.response_bytes)
+        if answer.status != 200:
+            raise UpstreamError(f"the upstream answered {answer.status} to the request for a safe completion")
+        response = wire.read_response(raw)
+        text = response.choices[0].text() if response.choices else ""
+        return text, response.usage or Usage()
+
+
+def _shift(span: Span, offset: int) -> Span:
+    return replace(span, start=max(0, span.start - offset), end=span.end - offset)
+
+
+async def read_body(stream: ByteStream, limit: int) -> bytes:
+    """The whole body. Raises `UpstreamError` over `limit` bytes."""
+    body = bytearray()
+    async with aclosing(stream):
+        async for chunk in stream:
+            body += chunk
+            if len(body) > limit:
+                raise UpstreamError("the upstream's answer is over the size limit")
+    return bytes(body)

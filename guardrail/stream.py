@@ -1,0 +1,223 @@
+"""A guarded stream: the path of `guardrail.guard` at the tempo of an upstream that is still speaking.
+
+Events go into a `Holdback`, due windows to the scorer, released events to the client. A window over its band ends the
+upstream's part in that choice: what was released stays, a bridge and the replacement follow in the same stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+
+from guardrail.case import Case
+from guardrail.conversation import PartKind, Request, StreamEvent, Usage
+from guardrail.decision import Finding, Judgement
+from guardrail.errors import GuardrailError, UpstreamError
+from guardrail.policy import Mode
+from guardrail.rewriting import BRIDGE
+from guardrail.scoring import Verdict
+from guardrail.stations import Stations
+from guardrail.streaming import Cleared, Holdback, Schedule, Window
+from guardrail.upstream import UpstreamResponse
+from guardrail.wire import WireFormat
+from guardrail.wire.fields import write_error
+from guardrail.wire.sse import Frame, SSEReader, write_frame
+
+EVENT_STREAM = "text/event-stream"
+
+
+class GuardedStream:
+    def __init__(
+        self,
+        stations: Stations,
+        case: Case,
+        wire: WireFormat,
+        request: Request,
+        answer: UpstreamResponse,
+        headers: Mapping[str, str],
+    ) -> None:
+        self._stations = stations
+        self._case = case
+        self._wire = wire
+        self._request = request
+        self._answer = answer
+        self._headers = headers
+        policy = stations.compiled.policy
+        self._on_error = policy.on_error
+        self._hold = Holdback(wire.strip, Schedule(tail=policy.streaming.tail, held=stations.limits.held_bytes))
+        self._like: StreamEvent | None = None
+        self._finished: set[int] = set()
+        self._worst: dict[int, float] = {}
+        self._done = False
+
+    async def run(self) -> AsyncGenerator[bytes, None]:
+        """The bytes for the client. However it ends, the upstream is closed and the request recorded."""
+        try:
+            async with aclosing(self._guarded()) as guarded:
+                async for chunk in guarded:
+                    yield chunk
+            await self._finish("completed")
+        except GuardrailError as error:
+            await self._finish("failed")
+            yield write_frame(write_error(error))
+        finally:
+            await self.aclose()
+
+    async def aclose(self) -> None:
+        await self._finish("client_left")
+
+    async def _finish(self, outcome: str) -> None:
+        for index in range(self._request.choices):
+            if index not in self._hold.gone and index not in self._hold.unreasoned:
+                self._case.passes(Judgement(index, Mode.DIRECT, None, self._worst.get(index)))
+        self._case.close(outcome, 200)
+        await self._answer.stream.aclose()
+
+    async def _guarded(self) -> AsyncGenerator[bytes, None]:
+        async with aclosing(self._frames()) as frames:
+            async for frame in frames:
+                event = self._wire.read_event(frame)
+                for out in await self._take(event):
+                    yield out
+                if event.done or self._is_decided():
+                    break
+        if not self._done and self._is_decided():
+            if self._request.include_usage and self._case.spent != Usage():
+                yield self._wire.usage_event(self._like, self._case.spent)
+            yield self._wire.DONE
+        elif not self._done:
+            for out in await self._end():
+                yield out
+            if not self._finished:
+                raise UpstreamError("the upstream's stream ended before its answer did")
+
+    async def _frames(self) -> AsyncGenerator[Frame, None]:
+        reader = SSEReader()
+        received = 0
+        async for chunk in self._answer.stream:
+            received += len(chunk)
+            if received > self._stations.limits.response_bytes:
+                raise UpstreamError("the upstream's answer is over the size limit")
+            for frame in reader.push(chunk):
+                yield frame
+        if last := reader.flush():
+            yield last
+
+    async def _take(self, event: StreamEvent) -> list[bytes]:
+        """What may go to the client now that this event has come."""
+        self._finished.update(event.finished)
+        if event.done:
+            self._done = True
+            return [*await self._end(), event.raw]
+        if event.usage is not None:
+            self._case.usage = event.usage
+        self._hold.push(event)
+        if event.body is not None and event.choices:
+            self._like = event
+        out = []
+        media = [piece for piece in event.pieces if piece.kind is PartKind.UNSCANNABLE]
+        for index in {piece.choice for piece in media} - self._hold.gone:
+            found = self._stations.unscannable(media[0].key)
+            if found.mode is not Mode.DIRECT:
+                out += await self._intervene(index, [found])
+        out += await self._settle()
+        if self._hold.overfull:
+            full = Finding(PartKind.UNKNOWN, "", Mode.REFUSE, None, None, verdict=Verdict.ERROR)
+            for index in self._hold.open:
+                out += await self._intervene(index, [full])
+            out += self._write(self._hold.release())
+        return out
+
+    async def _end(self) -> list[bytes]:
+        self._hold.close()
+        return await self._settle()
+
+    async def _settle(self) -> list[bytes]:
+        """Scores what is due and gives what was cleared, the replacements of what was not after it."""
+        out = self._write(self._hold.release())
+        while windows := self._hold.due():
+            findings = await self._find(windows)
+            flagged: dict[int, list[Finding]] = {}
+            cleared: list[Cleared] = []
+            for window, finding in zip(windows, findings, strict=True):
+                index, kind, _ = window.lane
+                if finding.mode is Mode.DIRECT:
+                    cleared.append(Cleared(window, finding, self._on_error))
+                elif kind is PartKind.REASONING:
+                    self._hold.drop_reasoning(index)
+                    self._case.passes(Judgement(index, Mode.DIRECT, None, None, (finding,), drop_reasoning=True))
+                else:
+                    flagged.setdefault(index, []).append(finding)
+            replacements = [frame for index, found in flagged.items() for frame in await self._intervene(index, found)]
+            out += self._write(self._hold.release(cleared))
+            out += replacements
+        return out
+
+    async def _find(self, windows: tuple[Window, ...]) -> list[Finding]:
+        passages = [self._stations.passage(self._request, w.lane[1], w.text, w.start) for w in windows]
+        findings = await self._stations.find(self._case, [window.lane[1:] for window in windows], passages)
+        for window, finding in zip(windows, findings, strict=True):
+            index = window.lane[0]
+            self._worst[index] = max(self._worst.get(index, 0.0), finding.value or 0.0)
+        return findings
+
+    async def _intervene(self, index: int, findings: list[Finding]) -> list[bytes]:
+        """Ends the upstream's part in a choice; gives the frames that end it for the client."""
+        worst = max(findings, key=lambda found: (found.mode.strictness, found.value or 0.0))
+        judgement = Judgement(index, worst.mode, worst.rule, worst.value, tuple(findings))
+        text, begun = self._hold.text(index), self._hold.begun(index)
+        shown = self._hold.drop(index)
+        replacement = await self._stations.replace(
+            self._case, self._wire, self._request, judgement, text, shown, self._headers
+        )
+        return self._wire.replace_events(
+            self._like,
+            self._request,
+            index,
+            replacement,
+            self._case.note(),
+            created=self._case.created,
+            begun=begun,
+            prefix=BRIDGE if shown.strip() and not replacement.as_refusal else "",
+        )
+
+    def _write(self, events: list[StreamEvent]) -> list[bytes]:
+        out = []
+        for event in events:
+            if self._hold.unreasoned.intersection(event.finished):
+                event = self._wire.noted(event, self._case.note())
+            if event.usage is not None and self._case.spent != Usage():
+                event = self._wire.with_usage(event, event.usage + self._case.spent)
+            out.append(event.raw)
+        return out
+
+    def _is_decided(self) -> bool:
+        """Whether nothing more is wanted from the upstream: each choice was given up or has finished, and at least
+        one that was given up is still being generated.
+        """
+        gone = self._hold.gone
+        everyone = set(range(self._request.choices))
+        return everyone <= (gone | self._finished) and bool(gone - self._finished)
+
+
+class RelayedStream:
+    """A stream that nobody judges, passed on as it comes."""
+
+    def __init__(self, case: Case, answer: UpstreamResponse) -> None:
+        self._case = case
+        self._answer = answer
+
+    async def run(self) -> AsyncGenerator[bytes, None]:
+        try:
+            async for chunk in self._answer.stream:
+                yield chunk
+            self._case.close("completed", 200)
+        except GuardrailError as error:
+            self._case.close("failed", 200)
+            yield write_frame(write_error(error))
+        finally:
+            await self.aclose()
+
+    async def aclose(self) -> None:
+        self._case.close("client_left", 200)
+        await self._answer.stream.aclose()

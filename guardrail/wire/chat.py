@@ -1,0 +1,421 @@
+"""OpenAI chat completions, `POST /v1/chat/completions`: plain and streamed.
+
+Reading sorts every string inside a choice into parts: text, refusal, reasoning, tool calls, and whatever else is
+there as unknown parts. Writing patches a copy of the upstream's own body; a choice that is replaced keeps its index
+and nothing more of what the model said (openai-openapi, `CreateChatCompletionResponse`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from copy import deepcopy
+from typing import Any
+
+from guardrail.conversation import (
+    JSON,
+    Choice,
+    Part,
+    PartKind,
+    Piece,
+    Replacement,
+    Replacements,
+    Request,
+    Response,
+    StreamEvent,
+    Usage,
+)
+from guardrail.errors import BadRequest, UpstreamError
+from guardrail.wire.fields import (
+    expect,
+    read_request_object,
+    read_upstream_object,
+    read_usage,
+    strings,
+    unknown_parts,
+    unknown_strings,
+    write_json,
+)
+from guardrail.wire.sse import Frame, write_frame
+
+PATH = "/v1/chat/completions"
+
+_REASONING = ("reasoning_content", "reasoning", "reasoning_details", "thinking_blocks", "thinking")
+_MEDIA = ("audio", "images")
+_CHOICE = frozenset({"index", "message", "delta", "finish_reason", "logprobs"})
+_MESSAGE = frozenset({"role", "content", "refusal", "tool_calls", "function_call", *_REASONING, *_MEDIA})
+_CALL = frozenset({"index", "id", "type", "function", "custom"})
+_FUNCTION = frozenset({"name", "arguments", "input"})
+# Keys of reasoning items that hold no text anyone can read: encrypted state and its signatures.
+_OPAQUE = (".signature", ".data", ".encrypted_content", ".id", ".type", ".format")
+# What a safe completion is asked for without: it must be one plain text, not streamed.
+_STRIPPED = (
+    *("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call", "n", "stream", "stream_options"),
+    *("response_format", "logprobs", "top_logprobs", "modalities", "audio", "prediction"),
+)
+
+
+# Requests
+
+
+def read_request(raw: bytes) -> Request:
+    """Raises `BadRequest` naming the field that is missing or of the wrong type."""
+    body = read_request_object(raw)
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise BadRequest("'messages' must be a non-empty array", param="messages")
+    for at, message in enumerate(messages):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise BadRequest("each message must be an object with a 'role'", param=f"messages[{at}]")
+        if not isinstance(message.get("content"), str | list | None):
+            raise BadRequest("'content' must be a string or an array", param=f"messages[{at}].content")
+    _check(body, "model", str, "a string", required=True)
+    _check(body, "stream", bool, "a boolean")
+    _check(body, "n", int, "an integer")
+    _check(body, "tools", list, "an array")
+    _check(body, "response_format", dict, "an object")
+    _check(body, "stream_options", dict, "an object")
+    count = body.get("n")
+    if isinstance(count, bool) or (count is not None and not 1 <= count <= 128):
+        raise BadRequest("'n' must be from 1 to 128", param="n")
+    if body.get("background"):
+        raise BadRequest("'background' is not served: its answer could not be judged", param="background")
+    users = [message for message in messages if message["role"] == "user"]
+    last = messages[-1]
+    return Request(
+        raw=raw,
+        body=body,
+        model=body["model"],
+        prompt=_message_text(users[-1]) if users else "",
+        prefill=_message_text(last) if last["role"] == "assistant" else "",
+        stream=bool(body.get("stream")),
+        include_usage=bool((body.get("stream_options") or {}).get("include_usage")),
+        structured=_is_structured(body),
+        choices=count or 1,
+    )
+
+
+def _check(body: JSON, name: str, kind: type, what: str, *, required: bool = False) -> None:
+    value = body.get(name)
+    if value is None and not required:
+        return
+    if not isinstance(value, kind):
+        raise BadRequest(f"'{name}' must be {what}", param=name)
+
+
+def _message_text(message: JSON) -> str:
+    content = message.get("content")
+    if isinstance(content, str):
+        return content
+    texts = [part.get("text") for part in content or () if isinstance(part, dict)]
+    return "\n".join(text for text in texts if isinstance(text, str))
+
+
+def _is_structured(body: JSON) -> bool:
+    if (body.get("response_format") or {}).get("type") in ("json_schema", "json_object"):
+        return True
+    functions = (tool.get("function") for tool in body.get("tools") or () if isinstance(tool, dict))
+    return any(isinstance(function, dict) and function.get("strict") for function in functions)
+
+
+def instruct(request: Request, instruction: str) -> bytes:
+    """The same request with an instruction added to its system message."""
+    body = dict(request.body)
+    messages = list(body["messages"])
+    for at, message in enumerate(messages):
+        if message["role"] in ("system", "developer") and isinstance(message.get("content"), str):
+            messages[at] = {**message, "content": f"{message['content']}\n\n{instruction}"}
+            break
+    else:
+        messages.insert(0, {"role": "system", "content": instruction})
+    body["messages"] = messages
+    return write_json(body)
+
+
+def ask_again(request: Request, instruction: str) -> bytes:
+    """The request for a safe completion: instructed, and asking for one plain text."""
+    body = {name: value for name, value in request.body.items() if name not in _STRIPPED}
+    if request.prefill:
+        # An answer begun for the model is the draft's beginning, not the user's question.
+        body["messages"] = request.body["messages"][:-1]
+    return instruct(Request(b"", body, request.model, request.prompt), instruction)
+
+
+# Plain responses
+
+
+def read_response(raw: bytes) -> Response:
+    """Raises `UpstreamError` where the body is not a chat completion."""
+    body = read_upstream_object(raw)
+    listed = body.get("choices")
+    if not isinstance(listed, list):
+        raise UpstreamError("the upstream's answer has no 'choices'")
+    choices = tuple(_read_choice(expect(choice, dict, "a choice") or {}, at) for at, choice in enumerate(listed))
+    if len({choice.index for choice in choices}) < len(choices):
+        raise UpstreamError("the upstream's answer has two choices of one index")
+    return Response(raw, body, choices, read_usage(body))
+
+
+def _read_choice(choice: JSON, position: int) -> Choice:
+    message = expect(choice.get("message"), dict, "a message") or {}
+    parts = [Part(piece.kind, piece.text, piece.key) for piece in _pieces(message, 0)]
+    found = [*unknown_strings(choice, _CHOICE, "choice"), *_unknown_in_message(message)]
+    index = choice.get("index", position)
+    if not isinstance(index, int):
+        raise UpstreamError("the upstream sent a choice without a number")
+    return Choice(index, (*_joined(parts), *unknown_parts(iter(found))), choice.get("finish_reason"))
+
+
+def _joined(parts: list[Part]) -> list[Part]:
+    """Parts of one kind and key as one, in the order of their first appearance."""
+    texts: dict[tuple[PartKind, str], str] = {}
+    for part in parts:
+        texts[part.kind, part.key] = texts.get((part.kind, part.key), "") + part.text
+    return [Part(kind, text, key) for (kind, key), text in texts.items()]
+
+
+def _pieces(message: JSON, index: int) -> Iterator[Piece]:
+    """The known text of a message or delta, field by field."""
+    for field in _REASONING:
+        for path, text in strings(message.get(field), field):
+            if not path.endswith(_OPAQUE):
+                yield Piece(index, PartKind.REASONING, text, path)
+    content = message.get("content")
+    if isinstance(content, str):
+        yield Piece(index, PartKind.TEXT, content)
+    elif content is not None:
+        yield from _content_pieces(expect(content, list, "message content"), index)
+    if refusal := expect(message.get("refusal"), str, "a refusal"):
+        yield Piece(index, PartKind.REFUSAL, refusal)
+    for at, call in enumerate(expect(message.get("tool_calls"), list, "tool calls") or ()):
+        yield from _call_pieces(expect(call, dict, "a tool call") or {}, index, at)
+    if function := expect(message.get("function_call"), dict, "a function call"):
+        yield from _function_pieces(function, index, "function_call")
+    for field in _MEDIA:
+        if message.get(field):
+            yield Piece(index, PartKind.UNSCANNABLE, "", field)
+
+
+def _content_pieces(content: list[Any], index: int) -> Iterator[Piece]:
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind in ("text", "output_text") and isinstance(part.get("text"), str):
+            yield Piece(index, PartKind.TEXT, part["text"])
+            rest = {name: value for name, value in part.items() if name not in ("type", "text")}
+            for path, text in strings(rest, "content[]"):
+                yield Piece(index, PartKind.TEXT, text, path)
+        elif kind in ("thinking", "reasoning"):
+            for path, text in strings(part, "content[]"):
+                if not path.endswith(_OPAQUE):
+                    yield Piece(index, PartKind.REASONING, text, path)
+        elif isinstance(kind, str) and ("image" in kind or "audio" in kind):
+            yield Piece(index, PartKind.UNSCANNABLE, "", kind)
+        else:
+            for path, text in strings(part, "content[]"):
+                yield Piece(index, PartKind.TEXT, text, path)
+
+
+def _call_pieces(call: JSON, index: int, position: int) -> Iterator[Piece]:
+    number = call.get("index", position)
+    for name in ("function", "custom"):
+        if function := expect(call.get(name), dict, "a tool's call"):
+            yield from _function_pieces(function, index, str(number))
+    for _, text in unknown_strings(call, _CALL, "call"):
+        yield Piece(index, PartKind.TOOL_CALL, text, str(number))
+
+
+def _function_pieces(function: JSON, index: int, key: str) -> Iterator[Piece]:
+    if name := expect(function.get("name"), str, "a tool's name"):
+        yield Piece(index, PartKind.TOOL_CALL, name + "\n", key)
+    for field in ("arguments", "input"):
+        if text := expect(function.get(field), str, "a tool call's arguments"):
+            yield Piece(index, PartKind.TOOL_CALL, text, key)
+    for _, text in unknown_strings(function, _FUNCTION, "function"):
+        yield Piece(index, PartKind.TOOL_CALL, text, key)
+
+
+def _unknown_in_message(message: JSON) -> Iterator[tuple[str, str]]:
+    yield from unknown_strings(message, _MESSAGE, "message")
+
+
+def write_response(
+    response: Response,
+    replaced: Replacements,
+    unreasoned: Collection[int],
+    note: JSON,
+    usage: Usage | None,
+) -> bytes:
+    """A copy of the upstream's body with choices replaced, reasoning of the choices `unreasoned` dropped,
+    the `guardrail` object added, and `usage` in place of the upstream's where it is given.
+    """
+    body = deepcopy(response.body)
+    for at, choice in enumerate(body["choices"]):
+        index = choice.get("index", at)
+        if index in replaced:
+            body["choices"][at] = _replaced_choice(index, replaced[index])
+        elif index in unreasoned:
+            choice["message"] = _without_reasoning(choice["message"])
+    body["guardrail"] = note
+    if usage is not None:
+        body["usage"] = {**(body.get("usage") or {}), **_write_usage(usage)}
+    return write_json(body)
+
+
+def _replaced_choice(index: int, replacement: Replacement) -> JSON:
+    return {
+        "index": index,
+        "message": {"role": "assistant", **_content(replacement)},
+        "logprobs": None,
+        "finish_reason": replacement.finish,
+    }
+
+
+def _content(replacement: Replacement) -> JSON:
+    if replacement.as_refusal:
+        return {"content": None, "refusal": replacement.text}
+    return {"content": replacement.text, "refusal": None}
+
+
+def _without_reasoning(message: JSON) -> JSON:
+    kept = {name: value for name, value in message.items() if name not in _REASONING}
+    if isinstance(kept.get("content"), list):
+        kept["content"] = [part for part in kept["content"] if not _is_reasoning(part)]
+    return kept
+
+
+def _is_reasoning(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") in ("thinking", "reasoning")
+
+
+def _write_usage(usage: Usage) -> JSON:
+    return {
+        "prompt_tokens": usage.prompt,
+        "completion_tokens": usage.completion,
+        "total_tokens": usage.prompt + usage.completion,
+    }
+
+
+def make_response(request: Request, replacement: Replacement, note: JSON, created: int) -> bytes:
+    """A whole answer of our own, for a request that never reached the upstream."""
+    head = _head(request, note, created, "chat.completion")
+    choices = [_replaced_choice(index, replacement) for index in range(request.choices)]
+    return write_json({**head, "choices": choices, "usage": _write_usage(Usage()), "guardrail": note})
+
+
+def _head(request: Request, note: JSON, created: int, kind: str) -> JSON:
+    return {"id": f"chatcmpl-{note['decision']}", "object": kind, "created": created, "model": request.model}
+
+
+# Streams
+
+
+def read_event(frame: Frame) -> StreamEvent:
+    """Raises `UpstreamError` for a data frame that is neither JSON nor `[DONE]`."""
+    if frame.data is None:
+        return StreamEvent(frame.raw)
+    if frame.data.strip() == b"[DONE]":
+        return StreamEvent(frame.raw, done=True)
+    body = read_upstream_object(frame.data)
+    pieces: list[Piece] = []
+    choices: list[int] = []
+    finished: list[int] = []
+    for choice in expect(body.get("choices"), list, "choices") or ():
+        index = (expect(choice, dict, "a choice") or {}).get("index", 0)
+        if not isinstance(index, int):
+            raise UpstreamError("the upstream sent a choice without a number")
+        delta = expect(choice.get("delta"), dict, "a delta") or {}
+        choices.append(index)
+        pieces.extend(piece for piece in _pieces(delta, index) if piece.text or piece.kind is PartKind.UNSCANNABLE)
+        unknown = [*unknown_strings(choice, _CHOICE, "choice"), *_unknown_in_message(delta)]
+        pieces.extend(Piece(index, PartKind.UNKNOWN, text, path) for path, text in unknown if text)
+        # Some servers send a whole message in the last event; it must not pass for an unknown field unseen.
+        pieces.extend(_pieces(expect(choice.get("message"), dict, "a message") or {}, index))
+        if choice.get("finish_reason"):
+            finished.append(index)
+    return StreamEvent(frame.raw, body, tuple(pieces), tuple(choices), tuple(finished), read_usage(body))
+
+
+def without_choices(event: StreamEvent, dropped: Collection[int]) -> StreamEvent | None:
+    """The event less the choices that are no longer the upstream's; None where nothing is left of it."""
+    if event.body is None or not any(index in dropped for index in event.choices):
+        return event
+    left = [choice for choice in event.body["choices"] if choice.get("index", 0) not in dropped]
+    if not left and event.usage is None:
+        return None
+    return _rewritten(event, {**event.body, "choices": left})
+
+
+def without_reasoning(event: StreamEvent, dropped: Collection[int]) -> StreamEvent | None:
+    """The event less the reasoning of these choices; None where nothing but an empty delta is left of it."""
+    if event.body is None or not any(p.choice in dropped and p.kind is PartKind.REASONING for p in event.pieces):
+        return event
+    choices = []
+    for choice in event.body["choices"]:
+        if choice.get("index", 0) in dropped:
+            choice = {**choice, "delta": _without_reasoning(choice.get("delta") or {})}
+            if isinstance(choice.get("message"), dict):
+                choice["message"] = _without_reasoning(choice["message"])
+        choices.append(choice)
+    if not any(choice.get("delta") or choice.get("finish_reason") for choice in choices) and event.usage is None:
+        return None
+    return _rewritten(event, {**event.body, "choices": choices})
+
+
+def _rewritten(event: StreamEvent, body: JSON) -> StreamEvent:
+    raw = write_frame(write_json(body))
+    return read_event(Frame(raw, write_json(body)))
+
+
+def strip(event: StreamEvent, choices: Collection[int], reasoning: Collection[int]) -> StreamEvent | None:
+    """The event less the choices given up, and less the reasoning of others."""
+    left = without_choices(event, choices) if choices else event
+    return without_reasoning(left, reasoning) if reasoning and left is not None else left
+
+
+def noted(event: StreamEvent, note: JSON) -> StreamEvent:
+    """The event with the `guardrail` object added."""
+    return event if event.body is None else _rewritten(event, {**event.body, "guardrail": note})
+
+
+def with_usage(event: StreamEvent, usage: Usage) -> StreamEvent:
+    """The event with other token counts; what else its usage says stays."""
+    if event.body is None or event.usage is None:
+        return event
+    return _rewritten(event, {**event.body, "usage": {**event.body["usage"], **_write_usage(usage)}})
+
+
+def replace_events(
+    like: StreamEvent | None,
+    request: Request,
+    index: int,
+    replacement: Replacement,
+    note: JSON,
+    *,
+    created: int,
+    begun: bool,
+    prefix: str = "",
+) -> list[bytes]:
+    """The rest of a choice, as frames: its text as a delta, then its finish with the `guardrail` object.
+
+    `like` is any event of the same stream, for its id; `begun` says that the choice's role is on the wire already.
+    """
+    source = like.body if like is not None and like.body is not None else None
+    head = _head(request, note, created, "chat.completion.chunk")
+    if source is not None:
+        head = {name: value for name, value in source.items() if name not in ("choices", "usage")}
+    delta: JSON = {} if begun else {"role": "assistant"}
+    delta["refusal" if replacement.as_refusal else "content"] = prefix + replacement.text
+    text = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+    end = {"index": index, "delta": {}, "logprobs": None, "finish_reason": replacement.finish}
+    return [
+        write_frame(write_json({**head, "choices": [text]})),
+        write_frame(write_json({**head, "choices": [end], "guardrail": note})),
+    ]
+
+
+def usage_event(like: StreamEvent | None, usage: Usage) -> bytes:
+    head = (like.body if like is not None else None) or {}
+    kept = {name: value for name, value in head.items() if name not in ("choices", "guardrail")}
+    return write_frame(write_json({**kept, "choices": [], "usage": _write_usage(usage)}))
+
+
+DONE = write_frame(b"[DONE]")

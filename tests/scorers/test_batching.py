@@ -1,0 +1,171 @@
+"""The queue answers everyone in order, batches like with like, and never lets one caller's trouble reach another's loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from guardrail.errors import Overloaded, ScorerError
+from guardrail.scorers.batching import BatchQueue
+
+pytestmark = pytest.mark.anyio
+
+
+class Recorder:
+    """Doubles numbers, remembers the batches, and waits at the gate before each."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Event()
+
+    def __call__(self, items: Sequence[int]) -> list[int]:
+        self.entered.set()
+        assert self.gate.wait(5)
+        self.batches.append(list(items))
+        if 13 in items:
+            raise ValueError("secret text of a caller")
+        return [2 * item for item in items]
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    return Recorder()
+
+
+@pytest.fixture
+def queue(recorder: Recorder) -> Iterator[BatchQueue[int, int]]:
+    queue = BatchQueue(recorder, lambda item: item, budget=100, capacity=8)
+    yield queue
+    recorder.gate.set()
+    queue.close()
+
+
+async def held(queue: BatchQueue[int, int], recorder: Recorder) -> asyncio.Task[list[int]]:
+    """A batch of one that keeps the worker busy until the gate opens."""
+    recorder.gate.clear()
+    recorder.entered.clear()
+    first = asyncio.create_task(queue.submit([1]))
+    while not recorder.entered.is_set():
+        await asyncio.sleep(0.001)
+    return first
+
+
+async def test_results_come_back_in_order(queue: BatchQueue[int, int]) -> None:
+    assert await queue.submit([3, 1, 2]) == [6, 2, 4]
+    assert await queue.submit([]) == []
+
+
+async def test_what_waits_goes_together_like_with_like(queue: BatchQueue[int, int], recorder: Recorder) -> None:
+    first = await held(queue, recorder)
+    rest = asyncio.gather(queue.submit([10, 90]), queue.submit([11, 80]), queue.submit([12]))
+    await asyncio.sleep(0.01)
+    recorder.gate.set()
+    assert await rest == [[20, 180], [22, 160], [24]]
+    assert await first == [2]
+    assert recorder.batches == [[1], [10, 11, 12], [90], [80]]
+
+
+async def test_an_item_over_the_budget_goes_alone(queue: BatchQueue[int, int], recorder: Recorder) -> None:
+    assert await queue.submit([500]) == [1000]
+
+
+async def test_a_caller_who_left_is_skipped(queue: BatchQueue[int, int], recorder: Recorder) -> None:
+    first = await held(queue, recorder)
+    leaver = asyncio.create_task(queue.submit([7]))
+    stayer = asyncio.create_task(queue.submit([8]))
+    await asyncio.sleep(0.01)
+    leaver.cancel()
+    await asyncio.sleep(0.01)
+    recorder.gate.set()
+    assert await stayer == [16]
+    await first
+    assert leaver.cancelled()
+    assert recorder.batches == [[1], [8]]
+
+
+async def test_a_failing_batch_fails_its_callers_and_no_others(queue: BatchQueue[int, int], recorder: Recorder) -> None:
+    first = await held(queue, recorder)
+    failing = [asyncio.create_task(queue.submit([n])) for n in (12, 13)]
+    other = asyncio.create_task(queue.submit([95]))
+    await asyncio.sleep(0.01)
+    recorder.gate.set()
+    for task in failing:
+        with pytest.raises(ScorerError, match="ValueError") as caught:
+            await task
+        assert "secret" not in str(caught.value)
+        assert caught.value.__cause__ is None
+    assert await other == [190]
+    assert await first == [2]
+    assert await queue.submit([4]) == [8]
+
+
+async def test_a_full_queue_says_so_and_frees_the_places_of_those_who_left(
+    queue: BatchQueue[int, int], recorder: Recorder
+) -> None:
+    first = await held(queue, recorder)
+    waiting = asyncio.create_task(queue.submit([2] * 8))
+    await asyncio.sleep(0.01)
+    with pytest.raises(Overloaded):
+        await queue.submit([3])
+    waiting.cancel()
+    await asyncio.sleep(0.01)
+    late = asyncio.create_task(queue.submit([3]))
+    await asyncio.sleep(0.01)
+    recorder.gate.set()
+    assert await late == [6]
+    await first
+
+
+async def test_the_loop_runs_on_while_the_worker_works() -> None:
+    def slow(items: Sequence[int]) -> list[int]:
+        time.sleep(0.2)
+        return list(items)
+
+    queue = BatchQueue(slow, lambda item: item, budget=100, capacity=8)
+    task = asyncio.create_task(queue.submit([1]))
+    turns = 0
+    while not task.done():
+        await asyncio.sleep(0.005)
+        turns += 1
+    queue.close()
+    assert turns > 10
+
+
+async def test_a_wrong_number_of_results_is_an_error() -> None:
+    queue = BatchQueue[int, int](lambda items: [], lambda item: item, budget=100, capacity=8)
+    with pytest.raises(ScorerError, match="wrong number"):
+        await queue.submit([1])
+    queue.close()
+
+
+async def test_closing_fails_who_waits_and_who_comes(queue: BatchQueue[int, int], recorder: Recorder) -> None:
+    first = await held(queue, recorder)
+    waiting = asyncio.create_task(queue.submit([2]))
+    await asyncio.sleep(0.01)
+    closing = asyncio.create_task(asyncio.to_thread(queue.close))
+    with pytest.raises(ScorerError, match="closed"):
+        await waiting
+    recorder.gate.set()
+    await closing
+    assert await first == [2]
+    with pytest.raises(ScorerError, match="closed"):
+        await queue.submit([3])
+
+
+def test_several_loops_may_use_one_queue() -> None:
+    queue = BatchQueue[int, int](lambda items: [2 * item for item in items], lambda item: item, budget=9, capacity=99)
+    assert [asyncio.run(queue.submit([n])) for n in range(3)] == [[0], [2], [4]]
+    answers: list[list[int]] = []
+    threads = [threading.Thread(target=lambda n=n: answers.append(asyncio.run(queue.submit([n])))) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    queue.close()
+    assert sorted(answers) == [[2 * n] for n in range(8)]
