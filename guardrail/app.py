@@ -43,15 +43,22 @@ class Server:
     """What the routes share. `guard` is None until the safeguard is loaded and the policy compiled."""
 
     def __init__(
-        self, build: Build, upstream: Upstream, telemetry: Telemetry, kept: MemoryRecorder, settings: Settings
+        self,
+        build: Build,
+        upstream: Upstream,
+        telemetry: Telemetry,
+        kept: MemoryRecorder,
+        settings: Settings,
+        on_failure: Callable[[], None],
     ) -> None:
         self._build = build
+        self._on_failure = on_failure
         self._upstream = upstream
         self._telemetry = telemetry
         self._kept = kept
         self._settings = settings
         self._guard: Guard | None = None
-        self._failed: BaseException | None = None
+        self.failed = False
 
     @asynccontextmanager
     async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
@@ -68,11 +75,10 @@ class Server:
         try:
             self._guard = await self._build()
         except Exception as error:
-            self._failed = error
             message = error.message if isinstance(error, GuardrailError) else type(error).__name__
             _log.critical("the guard could not be built", extra={"error": message})
-            # A server that can never be ready must not stay up looking alive.
-            raise SystemExit(1) from None
+            self.failed = True
+            self._on_failure()
 
     async def complete(self, request: Request, wire: WireFormat) -> Response:
         if self._guard is None:
@@ -97,7 +103,7 @@ class Server:
 
     async def readyz(self, _: Request) -> Response:
         if self._guard is None:
-            return _json({"status": "loading"}, 503, {"retry-after": "1"})
+            return _json({"status": "failed" if self.failed else "loading"}, 503, {"retry-after": "1"})
         return _json({"status": "ready", **self._guard.describe()})
 
     async def metrics(self, _: Request) -> Response:
@@ -115,10 +121,18 @@ class Server:
 
 
 def create_app(
-    build: Build, upstream: Upstream, telemetry: Telemetry, kept: MemoryRecorder, settings: Settings
+    build: Build,
+    upstream: Upstream,
+    telemetry: Telemetry,
+    kept: MemoryRecorder,
+    settings: Settings,
+    *,
+    on_failure: Callable[[], None] = lambda: None,
 ) -> Starlette:
-    """The proxy as an ASGI app. `build` makes the guard while the server already answers `/healthz`."""
-    server = Server(build, upstream, telemetry, kept, settings)
+    """The proxy as an ASGI app. `build` makes the guard while the server already answers `/healthz`; `on_failure` is
+    called if it cannot, for a server that can never be ready should not stay up.
+    """
+    server = Server(build, upstream, telemetry, kept, settings, on_failure)
 
     def endpoint(wire: WireFormat) -> Callable[[Request], Awaitable[Response]]:
         async def complete(request: Request) -> Response:

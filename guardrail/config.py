@@ -58,7 +58,8 @@ class Settings:
                 raise ConfigError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
         for item in fields(self):
             value = getattr(self, item.name)
-            if item.type in ("int", "float") and (value < 0 or (value == 0 and item.name != "threads")):
+            # Not `value <= 0`: NaN is neither above 0 nor below it.
+            if item.type in ("int", "float") and not (value > 0 or (value == 0 and item.name == "threads")):
                 raise ConfigError(f"{item.name} must be above 0")
         if self.upstream_key and not is_loopback(self.host):
             raise ConfigError(

@@ -22,8 +22,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from types import ModuleType
 from typing import Any, Final
 
-import httpx
-
 from guardrail.conversation import JSON
 from guardrail.errors import BadRequest, ConfigError, NotFound, UpstreamError, UpstreamRejected, UpstreamTimeout
 from guardrail.upstream import Timeouts, UpstreamResponse
@@ -247,9 +245,11 @@ class LiteLLMUpstream:
             **{field: value for field, value in sent.items() if field not in _KEPT_BACK},
             **({"stream": True} if stream else {}),
             **self._unstored(litellm, self._models[name]),
-            "timeout": httpx.Timeout(self._timeouts.read, connect=self._timeouts.connect),
+            "timeout": self._timeouts.read,
             "num_retries": 0,
             "max_retries": 0,
+            # Else litellm looks for MCP servers among the tools, and fails where the `mcp` package is not installed.
+            "_skip_mcp_handler": True,
             **self._params,
             "model": self._models[name],
         }
@@ -259,7 +259,7 @@ class LiteLLMUpstream:
         except TimeoutError:
             raise UpstreamTimeout("the upstream did not answer in time") from None
         except Exception as error:
-            raise self._read_error(litellm, error, arguments) from error
+            raise self._read_error(litellm, error, arguments) from None
         if stream:
             return UpstreamResponse(200, {"content-type": "text/event-stream"}, self._frames(answer, name))
         return _answer(_write_response(answer, name))
@@ -302,8 +302,7 @@ class LiteLLMUpstream:
                     raise UpstreamTimeout("the upstream stopped sending") from None
                 except Exception as error:
                     # The status line is out, so whatever the provider's status was, the stream breaks off.
-                    timed_out = _is_timeout(error)
-                    kind = UpstreamTimeout if timed_out else UpstreamError
+                    kind = UpstreamTimeout if _is_timeout(error) else UpstreamError
                     raise kind(f"the upstream broke off ({type(error).__name__})") from None
                 if chunk is None:
                     break
@@ -325,15 +324,16 @@ class LiteLLMUpstream:
         if kind == "UnsupportedParamsError":
             supported = self._supported(litellm, arguments["model"])
             param = next((name for name in arguments if name in PARAMETERS - supported - {"messages", "model"}), None)
+        told = getattr(error, "body", None)
+        told = told if isinstance(told, dict) else {}
         refusal = {
             "message": f"the upstream model refused the request ({kind})",
-            "type": _code(getattr(error, "type", None)) or "upstream_error",
+            "type": _code(told.get("type")) or "upstream_error",
             "param": param,
-            "code": _code(getattr(error, "code", None)) or _CODES.get(kind),
+            "code": _code(told.get("code")) or _CODES.get(kind),
         }
         headers = {"content-type": "application/json"}
-        answered = getattr(getattr(error, "response", None), "headers", None) or {}
-        wait = answered.get("retry-after")
+        wait = (getattr(error, "litellm_response_headers", None) or {}).get("retry-after")
         if isinstance(wait, str) and _CODE.fullmatch(wait):
             headers["retry-after"] = wait
         return UpstreamRejected(status, headers, _write_json({"error": refusal}))
@@ -376,7 +376,7 @@ def _sent(name: str, value: Any) -> bool:
 
 
 def _check_metadata(metadata: Any) -> None:
-    """OpenAI's labels for stored completions. Checked and not sent: ours are not stored, and litellm reads settings here."""
+    """Labels for stored completions. Checked, not sent: ours are not stored, and litellm reads settings from them."""
     if metadata is None:
         return
     if not isinstance(metadata, dict):
@@ -497,10 +497,16 @@ def _code(value: Any) -> str | None:
 
 
 def _is_timeout(error: BaseException) -> bool:
-    """litellm's `Timeout` is openai's `APITimeoutError`; neither class may be imported here."""
-    return isinstance(error, TimeoutError) or any(
-        kind.__name__ in ("Timeout", "APITimeoutError") for kind in type(error).__mro__
-    )
+    """Whether a timeout lies at the bottom: litellm wraps one as its own, or mid-stream as a lost connection."""
+    seen: list[BaseException] = []
+    below: BaseException | None = error
+    while below is not None and below not in seen and len(seen) < 10:
+        # Named, not imported: litellm's `Timeout` is an openai `APITimeoutError`.
+        if isinstance(below, TimeoutError) or any(kind.__name__ == "APITimeoutError" for kind in type(below).__mro__):
+            return True
+        seen.append(below)
+        below = getattr(below, "original_exception", None) or below.__cause__ or below.__context__
+    return False
 
 
 def import_litellm() -> ModuleType:

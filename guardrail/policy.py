@@ -152,7 +152,7 @@ class Streaming:
     def __post_init__(self) -> None:
         if self.mode != "hold":
             raise PolicyError(f"streaming mode must be hold, not {self.mode!r}")
-        if not isinstance(self.tail, int) or not 0 <= self.tail <= 10_000:
+        if type(self.tail) is not int or not 0 <= self.tail <= 10_000:
             raise PolicyError("streaming tail must be from 0 to 10000 characters")
 
 
@@ -175,6 +175,8 @@ class Policy:
     minimum_similarity: float = 0.2
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z0-9-]+", self.id):
+            raise PolicyError("a policy's id is lower-case letters, digits and hyphens: it stands in headers")
         ids = [rule.id for rule in self.rules]
         if repeated := {rule for rule in ids if ids.count(rule) > 1}:
             raise PolicyError(f"rule ids appear twice: {', '.join(sorted(repeated))}")
@@ -266,7 +268,7 @@ def parse_policy(text: str) -> Policy:
         prompt=_one_of(PromptMode, "prompt", head.get("prompt", "observe")),
         on_error=_one_of(OnError, "on_error", head.get("on_error", "refuse")),
         streaming=Streaming(**streaming),
-        rewriters=tuple(head.get("rewriters", REWRITERS)),
+        rewriters=_names(head.get("rewriters", REWRITERS), "rewriters"),
         minimum_similarity=_number(routing.get("minimum_similarity", 0.2), "minimum_similarity"),
     )
 
@@ -292,11 +294,11 @@ def _read_rule(rule: Mapping[str, Any], sections: Mapping[str, str]) -> Rule:
             safe_completion=parts.get("Safe completion", ""),
             examples=_read_examples(parts.get("Examples", "")),
             reasoning=_number(rule.get("reasoning", 0.9), "reasoning"),
-            judged=bool(rule.get("judged", True)),
+            judged=_flag(rule, "judged"),
             judged_note=str(rule.get("judged_note") or ""),
-            keep_text=bool(rule.get("keep_text", True)),
+            keep_text=_flag(rule, "keep_text"),
             finish=str(rule.get("finish", "content_filter")),
-            crisis=tuple(rule.get("crisis") or ()),
+            crisis=_names(rule.get("crisis") or (), "crisis"),
         )
     except PolicyError as error:
         raise PolicyError(f"rule {name!r}: {error.message}") from None
@@ -305,6 +307,9 @@ def _read_rule(rule: Mapping[str, Any], sections: Mapping[str, str]) -> Rule:
 def _split(text: str, heading: re.Pattern[str]) -> dict[str, str]:
     """The sections of a text by their headings; what stands before the first heading is left out."""
     found = list(heading.finditer(text))
+    names = [match[1] for match in found]
+    if repeated := {name for name in names if names.count(name) > 1}:
+        raise PolicyError(f"headings appear twice: {', '.join(sorted(repeated))}")
     ends = [match.start() for match in found[1:]] + [len(text)]
     return {match[1]: text[match.end() : end].strip() for match, end in zip(found, ends, strict=True)}
 
@@ -363,6 +368,19 @@ def _number(value: Any, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise PolicyError(f"{name!r} must be a number")
     return float(value)
+
+
+def _flag(fields: Mapping[str, Any], name: str) -> bool:
+    value = fields.get(name, True)
+    if not isinstance(value, bool):
+        raise PolicyError(f"{name!r} must be true or false")
+    return value
+
+
+def _names(value: Any, name: str) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+        raise PolicyError(f"{name!r} must be a list of names")
+    return tuple(value)
 
 
 def _one_of(kind: type[_E], name: str, value: Any) -> _E:

@@ -64,6 +64,10 @@ class Score:
     verdict: Verdict = Verdict.SCORED
     embedding: Vector | None = field(default=None, compare=False, repr=False)
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.value <= 1:  # nor is NaN, which would pass under every band
+            raise ValueError("a score must lie in 0..1")
+
 
 class Scorer(Protocol):
     """One look at a batch of passages. Raises `ScorerError` for the whole batch, never returns fewer scores."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 import uvicorn
 from starlette.applications import Starlette
@@ -19,7 +20,7 @@ from guardrail.telemetry import Telemetry, configure_logging
 _log = logging.getLogger("guardrail.serve")
 
 
-def make_app(settings: Settings) -> Starlette:
+def make_app(settings: Settings, on_failure: Callable[[], None] = lambda: None) -> Starlette:
     """Raises `ConfigError` or `PolicyError` at once for what can be known before the safeguard is loaded."""
     registry = load_plugins()
     upstream = open_upstream(settings, registry)
@@ -36,14 +37,21 @@ def make_app(settings: Settings) -> Starlette:
         _log.info("ready", extra=guard.describe())
         return guard
 
-    return create_app(build, upstream, telemetry, kept, settings)
+    return create_app(build, upstream, telemetry, kept, settings, on_failure=on_failure)
 
 
 def serve(settings: Settings) -> int:
     configure_logging(settings.log_level, settings.log_format)
+    failed = False
+
+    def stop() -> None:
+        nonlocal failed
+        failed = True
+        server.should_exit = True
+
     server = uvicorn.Server(
         uvicorn.Config(
-            make_app(settings),
+            make_app(settings, stop),
             host=settings.host,
             port=settings.port,
             log_config=None,
@@ -55,7 +63,7 @@ def serve(settings: Settings) -> int:
     )
     _log.info("listening", extra={"address": f"http://{settings.host}:{settings.port}", "upstream": _named(settings)})
     server.run()
-    return 0 if server.started else 1
+    return int(failed or not server.started)
 
 
 def _named(settings: Settings) -> str:

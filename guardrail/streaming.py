@@ -154,7 +154,8 @@ class Holdback:
             lane.scored = max(lane.scored, len(item.window.text))
             lane.size = min(int(lane.size * self._schedule.growth), self._schedule.most)
         for key, lane in self._lanes.items():
-            whole = lane.ended or key[1] is PartKind.UNKNOWN
+            # The tail of a part that ended leaves with its last window, not before that is scored.
+            whole = (lane.ended or key[1] is PartKind.UNKNOWN) and not lane.waiting
             lane.cleared = max(lane.cleared, lane.scored if whole else lane.scored - self._schedule.tail)
         free: list[StreamEvent] = []
         while self._queue and all(self._is_cleared(key, end) for key, end in self._queue[0].needs.items()):
@@ -217,11 +218,12 @@ class Holdback:
         return key[0] in self._gone or (key[0] in self._unreasoned and key[1] is PartKind.REASONING)
 
     def _end_others(self, key: LaneKey) -> None:
-        # A part ends when another part of its choice begins; otherwise its tail would hold up all that follows it.
-        if key[1] is PartKind.UNKNOWN:
+        # Reasoning ends when another kind of part begins; otherwise its tail would hold up the whole answer. Text ends
+        # only with its choice: it may go on after a call or more reasoning, and a span across the gap is still a span.
+        if key[1] in (PartKind.UNKNOWN, PartKind.REASONING):
             return
         for other, lane in self._lanes.items():
-            if other != key and other[0] == key[0] and other[1] not in (PartKind.TOOL_CALL, PartKind.UNKNOWN):
+            if other[0] == key[0] and other[1] is PartKind.REASONING:
                 lane.ended = True
 
     def _finish(self, index: int) -> dict[LaneKey, int]:

@@ -102,10 +102,11 @@ class HTTPUpstream:
         request = client.build_request("POST" if body else "GET", self._base + path, content=body or None, headers=sent)
         try:
             response = await client.send(request, stream=True)
-        except httpx.TimeoutException as error:
-            raise UpstreamTimeout("the upstream did not answer in time") from error
         except httpx.HTTPError as error:
-            raise UpstreamError(f"the upstream could not be reached ({type(error).__name__})") from error
+            # httpx-aiohttp calls a refused connection a timeout too.
+            if isinstance(error, httpx.TimeoutException) and not isinstance(error.__cause__, aiohttp.ClientOSError):
+                raise UpstreamTimeout("the upstream did not answer in time") from error
+            raise UpstreamError("the upstream could not be reached") from error
         encoding = response.headers.get("content-encoding", "identity").lower()
         if encoding not in ("identity", ""):
             await response.aclose()

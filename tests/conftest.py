@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
+from hypothesis import settings
+
+# `HYPOTHESIS_PROFILE=slow` looks much longer; the default keeps the suite under a minute and the same every time.
+settings.register_profile("quick", max_examples=60, deadline=None, derandomize=True)
+settings.register_profile("slow", max_examples=3000, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
 @pytest.fixture

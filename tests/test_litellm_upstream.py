@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +19,12 @@ import pytest
 from guardrail.errors import BadRequest, ConfigError, NotFound, UpstreamError, UpstreamRejected, UpstreamTimeout
 from guardrail.litellm_upstream import DANGEROUS, PARAMETERS, LiteLLMUpstream, import_litellm, read_parameters
 from guardrail.upstream import Timeouts, UpstreamResponse
+
+pytestmark = [
+    # pydantic, on litellm's own types and on what it reads of them: nothing of ours to mend.
+    pytest.mark.filterwarnings("ignore:Item .* on TypedDict class .* is using the `ReadOnly`:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Accessing the 'model_:DeprecationWarning"),
+]
 
 CHAT = "/v1/chat/completions"
 ASK: dict[str, Any] = {"model": "small", "messages": [{"role": "user", "content": "Say hello"}]}
@@ -75,9 +83,10 @@ def test_the_list_holds_every_name_that_the_installed_litellm_bans_or_owns() -> 
     from litellm.litellm_core_utils import initialize_dynamic_callback_params as callbacks
     from litellm.types import utils as types
 
-    tree = (__import__("pathlib").Path(litellm.__file__).parent / "proxy/auth/auth_utils.py").read_text()
-    written = __import__("re").findall(r'^ {4,8}"([A-Za-z0-9_-]+)",$', tree.split("def _check_banned_params")[0], 8)
-    safe = {"langfuse_prompt_version", "langsmith_sampling_rate"}
+    # The proxy itself cannot be imported without its extras, so its own names are read from its text.
+    text = (Path(litellm.__file__).parent / "proxy/auth/auth_utils.py").read_text()
+    text = text[text.index("_EXTRA_BANNED") : text.index("def _check_banned_params")]
+    written = re.findall(r'^ {4,8}"([A-Za-z0-9_-]+)",$', text, re.MULTILINE)
     banned = {
         *written,
         *callbacks._supported_callback_params,
@@ -86,10 +95,9 @@ def test_the_list_holds_every_name_that_the_installed_litellm_bans_or_owns() -> 
         *types.all_litellm_params,
     }
     assert len(banned) > 300
-    assert {"api_base", "user_config", "model_list", "langfuse_host", "wandb_api_key"} <= banned
+    assert {"api_base", "user_config", "model_list", "wandb_api_key", "vertex_credentials"} <= set(written)
     assert banned - PARAMETERS - DANGEROUS == set(), "new names: add them to litellm_upstream.py"
     assert not DANGEROUS & PARAMETERS
-    assert safe <= DANGEROUS
 
 
 @pytest.mark.parametrize(
@@ -136,7 +144,7 @@ def test_a_body_that_is_no_object_is_refused(body: bytes) -> None:
 
 
 def test_the_listed_parameters_pass_and_nulls_are_left_out() -> None:
-    fields = {name: None for name in PARAMETERS} | ASK
+    fields = dict.fromkeys(PARAMETERS) | ASK
     assert read_parameters(json.dumps(fields).encode()) == ASK
     parts = [
         {"type": "text", "text": "see https://a.example"},
@@ -189,7 +197,7 @@ def test_litellm_is_not_imported_before_it_is_needed() -> None:
         "room.LiteLLMUpstream('openai/x')\n"
         "sys.exit(any(name.split('.')[0] == 'litellm' for name in sys.modules))"
     )
-    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0  # noqa: S603
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
 # The real litellm, against a server of ours
@@ -203,15 +211,16 @@ class Model:
     bodies: list[dict[str, Any]] = field(default_factory=list)
     headers: list[str] = field(default_factory=list)
     left: asyncio.Event = field(default_factory=asyncio.Event)
+    serving: set[asyncio.Task[None] | None] = field(default_factory=set)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(ConnectionError, asyncio.IncompleteReadError):
+        self.serving.add(asyncio.current_task())
+        with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError), closing(writer):
             head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
             length = int(next(line for line in head.splitlines() if line.startswith("content-length")).split(":")[1])
             self.headers.append(head)
             self.bodies.append(json.loads(await reader.readexactly(length)))
             await self.reply(self, writer)
-        writer.close()
 
     async def write(self, writer: asyncio.StreamWriter, data: bytes) -> None:
         writer.write(data)
@@ -266,6 +275,10 @@ async def serving(
     finally:
         await upstream.aclose()
         server.close()
+        for task in model.serving:
+            if task is not None:
+                task.cancel()
+        await asyncio.gather(*filter(None, model.serving), return_exceptions=True)
         await server.wait_closed()
 
 
@@ -331,6 +344,7 @@ def test_tool_calls_and_several_choices_come_back() -> None:
             got = json.loads(await read(await upstream.send(CHAT, encoded(n=2, tools=tools), {})))
             assert [choice["message"]["tool_calls"] for choice in got["choices"]] == [[call], [call]]
             assert got["choices"][0]["message"]["content"] is None
+            assert set(model.bodies[0]) == {"model", "messages", "n", "tools", "store"}
             assert (model.bodies[0]["n"], model.bodies[0]["tools"]) == (2, tools)
 
     asyncio.run(go())

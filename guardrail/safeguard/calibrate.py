@@ -1,14 +1,13 @@
 """Turn the trained network's logits into probabilities, on questions it has not seen.
 
-The curve is fitted on the rows held out by question from training, weighted so that `PRIOR` of them is harmful: in those
-rows jailbreaks abound, before a proxy they do not, and .50 should mean even odds there. What is reported as calibration
-error is measured by fitting on one half of the held-out questions and testing on the other, both ways.
+The curve is fitted on the rows held out by question from training, weighted so that `PRIOR` of them is harmful: in
+those rows jailbreaks abound, before a proxy they do not, and .50 should mean even odds there. What is reported as
+calibration error is measured by fitting on one half of the held-out questions and testing on the other, both ways.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,14 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from guardrail.safeguard import measures
+from guardrail.safeguard.judge import Judge
 from guardrail.safeguard.measures import Numbers
 from guardrail.safeguard.model import WEIGHTS, Calibration, read_settings, write_settings
 from guardrail.safeguard.rows import Row, choose, is_held_out, read_rows
-from guardrail.scorers.safeguard import SafeguardScorer
-from guardrail.scoring import Passage, Score
+from guardrail.scoring import Passage
 
 PRIOR = 0.2
-CHUNK = 64
 _RAW = Calibration()
 
 
@@ -41,36 +39,23 @@ def held_out_rows(path: Path, share: float, seed: int) -> list[Row]:
     return [row for row in choose(read_rows(path), seed) if is_held_out(row.group, share)]
 
 
-def score_rows(scorer: SafeguardScorer, passages: Sequence[Passage]) -> list[Score]:
-    """Scores of many passages, a few at a time, in order."""
-
-    async def run() -> list[Score]:
-        scores: list[Score] = []
-        for start in range(0, len(passages), CHUNK):
-            scores += await scorer.score(passages[start : start + CHUNK])
-        return scores
-
-    return asyncio.run(run())
-
-
 def calibrate(folder: Path, data: Path) -> dict[str, float]:
     """Fit all three curves, write them into `config.json`, and give the figures of the held-out rows."""
     settings = read_settings(folder)
     plan = settings.manifest["plan"]
     rows = held_out_rows(data, plan["held_out"], plan["seed"])
     raw = replace(settings, facilitation=_RAW, tokens=_RAW, prompt=_RAW)
-    scorer = SafeguardScorer.load(folder, settings=raw, span_value=0.0)
+    judge = Judge.load(folder, settings=raw, span_value=0.0)
     answered = [row for row in rows if row.response and row.harmful is not None]
-    scores = score_rows(scorer, [Passage(row.prompt, row.response) for row in answered])
+    scores = judge.score([Passage(row.prompt, row.response) for row in answered])
     labels = np.array([float(bool(row.harmful)) for row in answered])
     halves = np.array([float(is_held_out(row.group, 0.5 * plan["held_out"])) for row in answered])
     whole = HeldOut(_logits([score.value for score in scores]), labels, halves)
     hottest = _logits([max((span.value for span in score.spans), default=0.0) for score in scores])
     bare = {row.prompt: row for row in rows if row.prompt and row.prompt_harmful is not None}
-    asked = score_rows(scorer, [Passage(prompt, "") for prompt in bare])
+    asked = judge.score([Passage(prompt, "") for prompt in bare])
     prompt_labels = np.array([float(bool(row.prompt_harmful)) for row in bare.values()])
     prompt_logits = _logits([score.value for score in asked])
-    scorer.close()
     fitted = replace(
         settings,
         facilitation=_fit(whole.logits, labels),

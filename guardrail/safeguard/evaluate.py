@@ -1,7 +1,7 @@
 """Measure the safeguard and the baseline: `python -m guardrail.safeguard.evaluate --json out.json`.
 
-The dev set only compares models; no threshold, band or temperature comes from it. Rows held out by question from training
-are measured too, source by source.
+The dev set only compares models; no threshold, band or temperature comes from it. Rows held out by question from
+training are measured too, source by source.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from guardrail.safeguard import measures
 from guardrail.safeguard.baseline import Baseline
-from guardrail.safeguard.calibrate import held_out_rows, score_rows
+from guardrail.safeguard.calibrate import held_out_rows
+from guardrail.safeguard.judge import Judge as Safeguard
 from guardrail.safeguard.measures import Numbers
 from guardrail.safeguard.model import WEIGHTS, read_settings, weights_hash
 from guardrail.safeguard.rows import Row
 from guardrail.safeguard.train import Plan, training_rows
-from guardrail.scorers.safeguard import SafeguardScorer
 from guardrail.scoring import Passage
 
 EDGES = (0.5, 0.9)
@@ -152,7 +153,7 @@ def measure_held_out(rows: Sequence[Row], judges: Mapping[str, Judge]) -> dict[s
     return table
 
 
-def measure_prompts(rows: Sequence[Raw], scorer: SafeguardScorer) -> dict[str, dict[str, float]]:
+def measure_prompts(rows: Sequence[Raw], safeguard: Safeguard) -> dict[str, dict[str, float]]:
     """The prompt head: AUROC where both kinds exist, and the share of prompts that deserve an answer it would touch."""
     table: dict[str, dict[str, float]] = {}
     kinds = {
@@ -166,7 +167,7 @@ def measure_prompts(rows: Sequence[Raw], scorer: SafeguardScorer) -> dict[str, d
         labels = {
             r["prompt"]: r["label_harm_prompt"] for r in rows if r["source"] == source and r["prompt"] and wanted(r)
         }
-        values = np.array([score.value for score in score_rows(scorer, [Passage(prompt, "") for prompt in labels])])
+        values = np.array([score.value for score in safeguard.score([Passage(prompt, "") for prompt in labels])])
         truth = np.array([float(label or 0) for label in labels.values()])
         if truth.any():
             table[f"prompt {source}: AUROC ({len(values)})"] = {"safeguard": measures.auroc(values, truth)}
@@ -193,17 +194,17 @@ def main() -> None:
     options = parser.parse_args()
     plan = Plan(**read_settings(options.weights).manifest["plan"])
     trained_on = training_rows(options.train, plan)
-    scorer = SafeguardScorer.load(options.weights, threads=options.threads)
+    torch.set_num_threads(options.threads)
+    safeguard = Safeguard.load(options.weights)
     judges: dict[str, Judge] = {
-        "safeguard": lambda pairs: np.array([s.value for s in score_rows(scorer, [Passage(*p) for p in pairs])]),
+        "safeguard": lambda pairs: np.array([s.value for s in safeguard.score([Passage(*p) for p in pairs])]),
         "tfidf answer": Baseline(trained_on, with_prompt=False).score,
         "tfidf prompt+answer": Baseline(trained_on, with_prompt=True).score,
     }
     dev = read_dev(options.dev)
     table = measure_held_out(held_out_rows(options.train, plan.held_out, plan.seed), judges)
     table |= measure_dev(dev, judges)
-    table |= measure_prompts(dev, scorer)
-    scorer.close()
+    table |= measure_prompts(dev, safeguard)
     print_table(table, list(judges))
     if options.json:
         report = {"weights": weights_hash(options.weights), "figures": table}

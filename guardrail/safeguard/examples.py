@@ -23,7 +23,10 @@ BARE_GOAL = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """Token ids of both segments, with targets; None is not known. `harmless` is the range of answer tokens known to be so."""
+    """Token ids of both segments, with targets; None is not known.
+
+    `harmless` is the range of answer tokens known to be so.
+    """
 
     prompt: tuple[int, ...]
     answer: tuple[int, ...]

@@ -36,15 +36,13 @@ def calibration_error(values: Numbers, labels: Numbers, weights: Numbers, bins: 
         inside = where == b
         mass = weights[inside].sum()
         if mass > 0:
-            gap = np.average(values[inside], weights=weights[inside]) - np.average(
-                labels[inside], weights=weights[inside]
-            )
+            gap = np.average((values - labels)[inside], weights=weights[inside])
             error += float(abs(gap) * mass / weights.sum())
     return error
 
 
 def fit_logistic(logits: Numbers, labels: Numbers, weights: Numbers, steps: int = 50) -> tuple[float, float]:
-    """(scale, bias) of the logistic curve that fits best (Platt), by Newton's method with a touch of ridge on the scale."""
+    """(scale, bias) of the best logistic curve (Platt), by Newton's method with a touch of ridge on the scale."""
     x = np.stack([logits, np.ones_like(logits)], axis=1)
     theta = np.array([1.0, 0.0])
     ridge = np.diag([1e-3, 1e-6]) * weights.sum()
@@ -62,4 +60,4 @@ def fit_logistic(logits: Numbers, labels: Numbers, weights: Numbers, steps: int 
 def prior_weights(labels: Numbers, prior: float) -> Numbers:
     """Row weights under which a share `prior` of the rows is positive; they add up to the number of rows."""
     share = labels.mean()
-    return np.where(labels > 0.5, prior / share, (1 - prior) / (1 - share))
+    return np.asarray(np.where(labels > 0.5, prior / share, (1 - prior) / (1 - share)))

@@ -1,9 +1,9 @@
 """The safeguard's network: MiniLM with several heads, all read from one pass, and its weights on disk.
 
-Heads: `facilitation` (of the answer, pooled), `tokens` (each token of the answer; a smooth maximum over them is a part of
-the facilitation logit, so that answer labels teach where the harm is), `refusal`, `prompt` (the prompt alone, apart, so that
-a bad question does not colour its answer), and `embedding` (a linear map back to the sentence embedding of the encoder
-before it was fine-tuned, for routing text to rules).
+Heads: `facilitation` (of the answer, pooled), `tokens` (each token of the answer; a smooth maximum over them is a
+part of the facilitation logit, so that answer labels teach where the harm is), `refusal`, `prompt` (the prompt alone,
+apart, so that a bad question does not colour its answer), and `embedding` (a linear map back to the sentence
+embedding of the encoder before it was fine-tuned, for routing text to rules).
 
 Weights are stored as int8 with one scale a row: 23 MB in place of 91.
 """
@@ -115,6 +115,7 @@ def save(network: Network, settings: Settings, folder: Path) -> None:
             tensors[name] = value.float().contiguous()
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors")
+    (folder / "model.safetensors").chmod(0o644)  # it is written for its owner alone, and a package is for all
     write_settings(settings, folder)
 
 

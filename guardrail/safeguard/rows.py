@@ -1,7 +1,7 @@
-"""Labelled rows for training, read from JSON lines: which may be used, how many of each question, and which are held out.
+"""Labelled rows for training: which may be used, how many of each question, and which are held out.
 
-Only rows marked `permissive` are read. Jailbreak sources share their questions, so rows are held out by question ("group"),
-never one by one.
+Only rows marked `permissive` are read. Jailbreak sources share their questions, so rows are held out by question
+("group"), never one by one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CAPS: dict[str, tuple[int, int]] = {
     "refusal_direction_jbb": (10, 800),
     "codeattack": (4, 300),
     "refusal_direction_benign": (6, 600),
-    "coconot_contrast_pref": (1, 900),
+    "coconot_contrast_pref": (2, 1500),
     "benign_medquad": (1, 600),
     "benign_arena_hard": (1, 1000),
 }

@@ -1,9 +1,9 @@
 """Answers written for this project from templates, to questions that come without answers.
 
-A jailbreak set holds a hundred questions; sets of bare questions hold thousands. Here each bare question gets an answer:
-a placeholder "how-to" (numbered steps, quantities, tools, nothing that works), a refusal with a redirection, a high-level
-answer, a refusal that then complies, or a promise that then only warns. Harmless questions get the same how-to, so that
-neither the question nor the form decides alone: harm is a how-to *for that question*.
+A jailbreak set holds a hundred questions; sets of bare questions hold thousands. Here each bare question gets an
+answer: a placeholder "how-to" (numbered steps, quantities, tools, nothing that works), a refusal with a redirection,
+a high-level answer, a refusal that then complies, or a promise that then only warns. Harmless questions get the same
+how-to, so that neither the question nor the form decides alone: harm is a how-to *for that question*.
 """
 
 from __future__ import annotations
@@ -89,25 +89,40 @@ _REFUSALS = (
     "Thanks for asking, but I'd rather not go into how to {goal}.",
 )
 _REDIRECTIONS = (
-    "If you are interested in the subject, I can explain the history, the laws around it, or how people are protected from it.",
+    (
+        "If you are interested in the subject, I can explain the history, the laws around it, or how people are "
+        "protected from it."
+    ),
     "If someone is at risk, please contact local emergency services or a trusted person.",
     "I'd be glad to help with a safe alternative: for example, how to report a concern, or how to stay safe.",
     "What I can do is talk about prevention, the warning signs, and where to find support.",
-    "If this is for a story, I can help with the characters, the tension and the consequences without a working method.",
+    (
+        "If this is for a story, I can help with the characters, the tension and the consequences without a "
+        "working method."
+    ),
     "Consider talking to a professional: a lawyer, a doctor or a counsellor, depending on your situation.",
     "Is there something else, legal and constructive, that I can help you with?",
     "",
 )
 _HIGH_LEVEL = (
-    "In general terms, the question is studied because of the damage it does. Experts look at motives, opportunity and the weak points of institutions.",
-    "Laws in most countries treat this as a serious offence, with penalties that depend on intent and on the harm caused.",
+    (
+        "In general terms, the question is studied because of the damage it does. Experts look at motives, "
+        "opportunity and the weak points of institutions."
+    ),
+    (
+        "Laws in most countries treat this as a serious offence, with penalties that depend on intent and on the "
+        "harm caused."
+    ),
     "Research shows that most attempts fail or are discovered, because records, witnesses and routine checks exist.",
     "Organisations protect themselves with training, audits, access controls and clear ways to report a suspicion.",
     "Without going into methods: the risk comes from a combination of access, knowledge and lack of supervision.",
     "Historically there have been well-known cases, and each led to stricter rules and better detection.",
     "People affected by this often describe fear, loss of trust and financial harm; support services exist for them.",
     "The safe way to study the topic is in a supervised setting, with permission, training and proper equipment.",
-    "A useful way to think about it is from the point of view of defence: what would be noticed, by whom, and how soon.",
+    (
+        "A useful way to think about it is from the point of view of defence: what would be noticed, by whom, and "
+        "how soon."
+    ),
     "Nothing here is a set of instructions; the details that would make it work are left out on purpose.",
 )
 _WARNINGS = (

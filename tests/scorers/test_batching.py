@@ -1,4 +1,6 @@
-"""The queue answers everyone in order, batches like with like, and never lets one caller's trouble reach another's loop."""
+"""The queue answers everyone in order, batches like with like, and never lets one caller's trouble reach another's
+loop.
+"""
 
 from __future__ import annotations
 
@@ -51,8 +53,7 @@ async def held(queue: BatchQueue[int, int], recorder: Recorder) -> asyncio.Task[
     recorder.gate.clear()
     recorder.entered.clear()
     first = asyncio.create_task(queue.submit([1]))
-    while not recorder.entered.is_set():
-        await asyncio.sleep(0.001)
+    assert await asyncio.to_thread(recorder.entered.wait, 5)
     return first
 
 
@@ -66,7 +67,7 @@ async def test_what_waits_goes_together_like_with_like(queue: BatchQueue[int, in
     rest = asyncio.gather(queue.submit([10, 90]), queue.submit([11, 80]), queue.submit([12]))
     await asyncio.sleep(0.01)
     recorder.gate.set()
-    assert await rest == [[20, 180], [22, 160], [24]]
+    assert list(await rest) == [[20, 180], [22, 160], [24]]
     assert await first == [2]
     assert recorder.batches == [[1], [10, 11, 12], [90], [80]]
 

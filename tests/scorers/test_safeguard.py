@@ -26,12 +26,12 @@ COMPLIES = (
     "4. Wipe every surface you touched so that the police find no traces."
 )
 REFUSES = (
-    "I'm sorry, but I can't help with breaking into someone's house. If you are locked out of your own home, a licensed "
-    "locksmith can help, and if you are worried about a neighbour you can call the local police."
+    "I'm sorry, but I can't help with breaking into someone's house. If you are locked out of your own home, a "
+    "licensed locksmith can help, and if you are worried about a neighbour you can call the local police."
 )
 HARMLESS = (
-    "Bread needs flour, water, salt and yeast. Mix them, knead the dough for ten minutes, let it rise for an hour and bake "
-    "it until the crust is brown. Let it cool on a rack before you slice it. "
+    "Bread needs flour, water, salt and yeast. Mix them, knead the dough for ten minutes, let it rise for an hour and "
+    "bake it until the crust is brown. Let it cool on a rack before you slice it. "
 )
 
 
@@ -100,7 +100,9 @@ async def test_nothing_to_read_scores_nothing(scorer: SafeguardScorer, prompt: s
     assert await one(scorer, prompt, text) == Score(0.0)
 
 
-@pytest.mark.parametrize("text", ["\x00\x07", "a\u200bb\u2060c", "\ud800", "é" * 5000, "x" * 30_000, "\U0001f525" * 700])
+@pytest.mark.parametrize(
+    "text", ["\x00\x07", "a\u200bb\u2060c", "\ud800", "é" * 5000, "x" * 30_000, "\U0001f525" * 700]
+)
 async def test_strange_text_is_scored_and_spans_stay_inside(scorer: SafeguardScorer, text: str) -> None:
     score = await one(scorer, text, text + COMPLIES)
     assert score.verdict is Verdict.SCORED
@@ -127,7 +129,9 @@ async def test_int8_agrees_with_float32(scorer: SafeguardScorer) -> None:
 
 
 async def test_embeddings_are_unit_vectors_that_know_topics(scorer: SafeguardScorer) -> None:
-    vectors = await scorer.embed(["Stealing cars and burglary", "Picking locks to rob a house", "A recipe for apple pie"])
+    vectors = await scorer.embed(
+        ["Stealing cars and burglary", "Picking locks to rob a house", "A recipe for apple pie"]
+    )
     assert vectors.shape == (3, 384)
     assert np.linalg.norm(vectors, axis=1) == pytest.approx(1.0, abs=1e-4)
     assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2]
@@ -162,5 +166,6 @@ async def test_after_close_there_is_an_error_not_a_score() -> None:
 
 
 def test_importing_loads_nothing_heavy() -> None:
-    code = "import sys, guardrail.scorers.safeguard; sys.exit(bool({'torch', 'transformers', 'tokenizers'} & set(sys.modules)))"
+    heavy = "{'torch', 'transformers', 'tokenizers'}"
+    code = f"import sys, guardrail.scorers.safeguard; sys.exit(bool({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

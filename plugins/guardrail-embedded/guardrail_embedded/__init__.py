@@ -13,7 +13,7 @@ from typing import Protocol
 from guardrail.errors import ConfigError
 from guardrail.upstream import Upstream
 
-__all__ = ["embedded", "register", "replay"]
+__all__ = ["register"]
 
 
 class Registry(Protocol):
@@ -22,7 +22,7 @@ class Registry(Protocol):
     def upstream(self, name: str, factory: Callable[..., Upstream], /) -> object: ...
 
 
-def embedded(*, argument: str = "") -> Upstream:
+def _embedded(*, argument: str = "") -> Upstream:
     from guardrail_embedded.smollm import SmolUpstream
 
     if argument:
@@ -30,12 +30,12 @@ def embedded(*, argument: str = "") -> Upstream:
     return SmolUpstream()
 
 
-def replay(*, argument: str = "") -> Upstream:
+def _replay(*, argument: str = "") -> Upstream:
     from guardrail_embedded.replay import ReplayUpstream, load_entries
 
     return ReplayUpstream(load_entries(Path(argument) if argument else None))
 
 
 def register(registry: Registry) -> None:
-    registry.upstream("embedded", embedded)
-    registry.upstream("replay", replay)
+    registry.upstream("embedded", _embedded)
+    registry.upstream("replay", _replay)

@@ -146,7 +146,7 @@ def _stop(value: object) -> tuple[str, ...]:
     return tuple(stops)
 
 
-def _usage(prompt: int, completion: int) -> Json:
+def usage(prompt: int, completion: int) -> Json:
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
@@ -211,7 +211,7 @@ class _Plain:
     def end(self) -> bytes:
         messages: list[Json] = [{"role": "assistant", "content": text, "refusal": None} for text in self._texts]
         choices = list(zip(messages, self._finishes, strict=True))
-        return self._envelope.plain(choices, _usage(self._prompt, sum(self._tokens)))
+        return self._envelope.plain(choices, usage(self._prompt, sum(self._tokens)))
 
 
 class _Streamed:
@@ -247,7 +247,7 @@ class Frames:
         return self._envelope.frame([choice], self._extra)
 
     def end(self, prompt: int, completion: int) -> bytes:
-        last = self._envelope.frame([], {"usage": _usage(prompt, completion)}) if self._extra else b""
+        last = self._envelope.frame([], {"usage": usage(prompt, completion)}) if self._extra else b""
         return last + b"data: [DONE]\n\n"
 
 

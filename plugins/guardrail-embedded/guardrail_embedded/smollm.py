@@ -9,20 +9,22 @@ stops the work at the next token.
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 
-from guardrail.errors import BadRequest, GuardrailError, NotFound, UpstreamError
+from guardrail.errors import BadRequest, ConfigError, GuardrailError, NotFound, UpstreamError
 from guardrail.upstream import UpstreamResponse
 from guardrail_embedded import chat
 from guardrail_embedded.chat import ChatRequest, Form
-from guardrail_embedded.model import CONTEXT, Model, Piece, Sampling
+from guardrail_embedded.model import CONTEXT, Model, Piece, Sampling, use_one_thread
 from guardrail_embedded.weights import LoadFailed, Progress, prepare
 
 MODEL = "smollm2-135m-instruct (demo)"
 _RETRY_AFTER = 5
+_log = logging.getLogger(__name__)
 
 
 class Busy(UpstreamError):
@@ -58,6 +60,10 @@ class SmolUpstream:
             return chat.streamed(await self._begin(request), sse=request.stream)
         except Busy as error:
             return chat.problem(error, retry_after=_RETRY_AFTER)
+        except (LoadFailed, ConfigError) as error:
+            # The message names folders: for the operator, not for the caller.
+            _log.error("%s", error.message)
+            return chat.problem(LoadFailed("the demo model could not be loaded"))
         except GuardrailError as error:
             return chat.problem(error)
 
@@ -104,6 +110,7 @@ class SmolUpstream:
             folder = prepare(tell, self._closed.is_set)
             tell("loading SmolLM2", 0.0)
             try:
+                use_one_thread()
                 model = Model(folder)
             except Exception as error:
                 raise LoadFailed(f"SmolLM2 in {folder} cannot be read; remove that folder and try again") from error

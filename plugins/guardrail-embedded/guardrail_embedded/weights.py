@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -69,12 +70,13 @@ def _convert(gguf: Path, target: Path, progress: Progress, stopped: Callable[[],
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
     progress("unpacking SmolLM2", 0.0)
     told = b""
-    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as child:
-        assert child.stderr is not None
-        while chunk := os.read(child.stderr.fileno(), 4096):
+    with subprocess.Popen(  # noqa: S603  nothing in the command is from outside
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, bufsize=0
+    ) as child:
+        while chunk := child.stderr.read(4096) if child.stderr else b"":
             told = (told + chunk)[-4096:]
             if stopped():
-                child.terminate()
+                child.send_signal(signal.SIGINT)  # unlike SIGTERM, lets it remove what it began
             if percents := _PERCENT.findall(told):
                 progress("unpacking SmolLM2", int(percents[-1]) / 100)
     if child.returncode != 0:

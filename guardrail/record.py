@@ -1,0 +1,164 @@
+"""One decision as it is kept: numbers, names and hashes, never a character of what was said.
+
+Recorders are handed every request once, at its end. One that fails loses its own copy and nothing else: traffic goes
+on, the failure is counted and said.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from guardrail.conversation import JSON, Usage
+
+_log = logging.getLogger("guardrail.record")
+_decisions = logging.getLogger("guardrail.decisions")
+_NAME = re.compile(r"[A-Za-z0-9._:/@+-]{0,64}")
+
+
+def plain_name(name: str) -> str:
+    """A name as it may be kept. A model's name is the caller's text, so what does not look like one is `other`."""
+    return name if _NAME.fullmatch(name) else "other"
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceRecord:
+    """What became of one choice. `value` is what the model's own text scored, `final_value` what went out in its place.
+
+    `released_characters` counts what a client already had when the guard stepped in; None where it did not.
+    """
+
+    index: int
+    mode: str
+    rule: str | None
+    value: float | None
+    rewriter: str | None = None
+    final_value: float | None = None
+    released_characters: int | None = None
+
+    def to_json(self) -> JSON:
+        return {
+            "index": self.index,
+            "mode": self.mode,
+            "rule": self.rule,
+            "value": self.value,
+            "rewriter": self.rewriter,
+            "final_value": self.final_value,
+            "released_characters": self.released_characters,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """`mode` is the strictest over the choices; `at` is Unix time, `timings` are milliseconds by station.
+
+    `verdict` is `scored`, `error`, `unreadable` or `unscored`; `outcome` how the request ended: `completed`,
+    `client_left`, `upstream_error`, `rejected` or `failed`. `spent` is the part of `usage` that rewriting cost.
+    """
+
+    id: str
+    at: float
+    endpoint: str
+    model: str
+    stream: bool
+    policy: str
+    policy_hash: str
+    weights: str
+    mode: str
+    rule: str | None
+    value: float | None
+    verdict: str
+    outcome: str
+    status: int
+    choices: tuple[ChoiceRecord, ...] = ()
+    prompt_value: float | None = None
+    prompt_rule: str | None = None
+    timings: Mapping[str, float] = field(default_factory=dict)
+    windows: int = 0
+    characters: int = 0
+    usage: Usage = Usage()
+    spent: Usage = Usage()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "model", plain_name(self.model))
+
+    def to_json(self) -> JSON:
+        return {
+            "id": self.id,
+            "at": round(self.at, 3),
+            "endpoint": self.endpoint,
+            "model": self.model,
+            "stream": self.stream,
+            "policy": self.policy,
+            "policy_hash": self.policy_hash,
+            "weights": self.weights,
+            "mode": self.mode,
+            "rule": self.rule,
+            "value": self.value,
+            "verdict": self.verdict,
+            "outcome": self.outcome,
+            "status": self.status,
+            "choices": [choice.to_json() for choice in self.choices],
+            "prompt": None if self.prompt_value is None else {"value": self.prompt_value, "rule": self.prompt_rule},
+            "timings": {station: round(spent, 3) for station, spent in self.timings.items()},
+            "windows": self.windows,
+            "characters": self.characters,
+            "usage": {"prompt": self.usage.prompt, "completion": self.usage.completion},
+            "spent": {"prompt": self.spent.prompt, "completion": self.spent.completion},
+        }
+
+
+class Recorder(Protocol):
+    """Keeps a record, or passes it on; called on the event loop, so it must not block."""
+
+    def record(self, record: Record) -> None: ...
+
+
+class MemoryRecorder:
+    """The last `keep` decisions, for the operator to look up by id."""
+
+    def __init__(self, keep: int = 1000) -> None:
+        self._keep = keep
+        self._records: dict[str, Record] = {}
+
+    def record(self, record: Record) -> None:
+        self._records[record.id] = record
+        if len(self._records) > self._keep:
+            # A dict keeps its order, so the first key is the oldest.
+            del self._records[next(iter(self._records))]
+
+    def find(self, decision: str) -> Record | None:
+        return self._records.get(decision)
+
+
+class LogRecorder:
+    """One structured line a request, through the logger `guardrail.decisions`; its formatter writes the fields."""
+
+    def record(self, record: Record) -> None:
+        if _decisions.isEnabledFor(logging.INFO):
+            _decisions.info("decision", extra=record.to_json())
+
+
+class Recorders:
+    """Several recorders as one. `failures` counts what they lost; each says so once until it works again."""
+
+    def __init__(self, *recorders: Recorder) -> None:
+        self._recorders = recorders
+        self._failing: set[int] = set()
+        self.failures = 0
+
+    def record(self, record: Record) -> None:
+        for at, recorder in enumerate(self._recorders):
+            try:
+                recorder.record(record)
+            except Exception as error:
+                self.failures += 1
+                if at not in self._failing:
+                    self._failing.add(at)
+                    names = {"recorder": type(recorder).__name__, "error": type(error).__name__}
+                    _log.error("a recorder failed; decisions are lost there", extra=names)
+            else:
+                self._failing.discard(at)

@@ -1,0 +1,225 @@
+"""From passages to calibrated scores, in plain calls: cut up, read, put together again.
+
+A passage becomes windows (`guardrail.safeguard.windows`); each is read with the prompt and without it, and the worst
+reading is the score, so that no prompt can talk it down. `guardrail.scorers.safeguard` runs these steps off the event
+loop.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+from guardrail.safeguard import model
+from guardrail.safeguard.model import Calibration, Network, Settings
+from guardrail.safeguard.windows import Tokens, Window, clip_prompt, cut_windows, sentences
+from guardrail.scoring import Passage, Score, Span, Vector
+
+SPAN_VALUE = 0.5
+"""A sentence stands among a score's spans from this value on."""
+
+BATCH_TOKENS = 4096
+CONTEXT_CHARACTERS = 2000
+"""What is tokenised before a passage's start: more than the context holds, and a bound on the work for each window."""
+
+CLS, SEP = 101, 102
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """Token ids of one pass, without the marks: `[CLS] prompt [SEP] answer [SEP]`, or `[CLS] prompt [SEP]`."""
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return len(self.prompt) + len(self.answer) + (3 if self.answer else 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What one pass says: logits, a logit for each token of the answer, a unit vector."""
+
+    facilitation: float
+    prompt: float
+    tokens: Vector
+    embedding: Vector
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A passage cut up: its windows, and the inputs that read them, each with the prompt first, then without.
+
+    Tokens and windows are those of `text`, the passage's text from character `begin` on, of which `start` was scored.
+    """
+
+    text: str
+    begin: int
+    start: int
+    tokens: Tokens
+    windows: Sequence[Window]
+    inputs: Sequence[Input]
+
+
+class Judge:
+    def __init__(self, network: Network, settings: Settings, tokenizer: Tokenizer, span_value: float) -> None:
+        self.settings = settings
+        self._network = network
+        self._tokenizer = tokenizer
+        self._span_value = span_value
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path = model.WEIGHTS,
+        *,
+        int8: bool = True,
+        settings: Settings | None = None,
+        span_value: float = SPAN_VALUE,
+    ) -> Judge:
+        """From the weights in `folder`; `settings` stand in for those beside them."""
+        tokenizer = read_tokenizer(folder)
+        network = model.load(folder, int8=int8)
+        return cls(network, settings or model.read_settings(folder), tokenizer, span_value)
+
+    def score(self, passages: Sequence[Passage]) -> list[Score]:
+        """All of it in one call, inputs of like size together."""
+        plans = self.plan(passages)
+        inputs = [given for plan in plans for given in plan.inputs]
+        outputs: dict[int, Output] = {}
+        batch: list[int] = []
+        for index in sorted(range(len(inputs)), key=lambda i: inputs[i].size):
+            if batch and (len(batch) + 1) * inputs[index].size > BATCH_TOKENS:
+                outputs.update(zip(batch, self.read([inputs[i] for i in batch]), strict=True))
+                batch = []
+            batch.append(index)
+        if batch:
+            outputs.update(zip(batch, self.read([inputs[i] for i in batch]), strict=True))
+        return self.combine(plans, [outputs[i] for i in range(len(inputs))])
+
+    def plan(self, passages: Sequence[Passage]) -> list[Plan]:
+        prompts = self.encode([passage.prompt for passage in passages])
+        begins = [max(0, passage.start - CONTEXT_CHARACTERS) for passage in passages]
+        texts = [passage.text[begin:] for passage, begin in zip(passages, begins, strict=True)]
+        tokens = self.encode(texts)
+        return [
+            _cut(clip_prompt(prompt.ids), text, begin, passage.start - begin, own)
+            for prompt, text, begin, passage, own in zip(prompts, texts, begins, passages, tokens, strict=True)
+        ]
+
+    def encode(self, texts: Sequence[str]) -> list[Tokens]:
+        whole = [_SURROGATE.sub("\ufffd", text) for text in texts]  # the tokenizer takes no lone surrogates
+        return [Tokens(e.ids, e.offsets) for e in self._tokenizer.encode_batch(whole, add_special_tokens=False)]
+
+    def read(self, inputs: Sequence[Input]) -> list[Output]:
+        """One batch through the network."""
+        ids, mask, segments = tensors([sequence(given) for given in inputs])
+        with torch.inference_mode():
+            reading = self._network(ids, mask, segments)
+        if not bool(torch.isfinite(reading.facilitation).all()):
+            raise ValueError("the network gave no number")
+        tokens, embedding = reading.tokens.numpy(), reading.embedding.numpy()
+        outputs = []
+        for row, given in enumerate(inputs):
+            begin = len(given.prompt) + 2
+            heat = tokens[row, begin : begin + len(given.answer)]
+            logits = float(reading.facilitation[row]), float(reading.prompt[row])
+            outputs.append(Output(*logits, heat.copy(), embedding[row].copy()))
+        return outputs
+
+    def combine(self, plans: Sequence[Plan], outputs: Sequence[Output]) -> list[Score]:
+        """One score for each plan, from the outputs of all their inputs, in order."""
+        scores, position = [], 0
+        for plan in plans:
+            scores.append(self._combine(plan, outputs[position : position + len(plan.inputs)]))
+            position += len(plan.inputs)
+        return scores
+
+    def _combine(self, plan: Plan, outputs: Sequence[Output]) -> Score:
+        if not outputs:
+            return Score(0.0)
+        if not plan.windows:
+            return Score(probability(self.settings.prompt, outputs[0].prompt), embedding=outputs[0].embedding)
+        value = max(probability(self.settings.facilitation, output.facilitation) for output in outputs)
+        heat = np.full(len(plan.tokens.ids), -np.inf, dtype=np.float32)
+        looks = len(outputs) // len(plan.windows)
+        for index, output in enumerate(outputs):
+            window = plan.windows[index // looks]
+            np.maximum(heat[window.low : window.high], output.tokens, out=heat[window.low : window.high])
+        embedding = np.mean([output.embedding for output in outputs[::looks]], axis=0)
+        unit = embedding / max(float(np.linalg.norm(embedding)), 1e-9)
+        return Score(value, self._spans(plan, heat, value), embedding=unit)
+
+    def _spans(self, plan: Plan, heat: Vector, value: float) -> tuple[Span, ...]:
+        """Sentences that end in the window and score; if only the whole does, the one that says most."""
+        starts = np.array([low for low, _ in plan.tokens.offsets])
+        judged = []
+        for low, high in sentences(plan.text):
+            first, last = np.searchsorted(starts, (low, high))
+            # A sentence that began long before the window has tokens that no window holds: they were scored then.
+            seen = heat[first:last][np.isfinite(heat[first:last])]
+            if high > plan.start and len(seen):
+                value_alone = probability(self.settings.tokens, _smooth_maximum(seen))
+                judged.append(Span(plan.begin + low, plan.begin + high, value_alone))
+        found = tuple(span for span in judged if span.value >= self._span_value)
+        if not found and judged and value >= self._span_value:
+            return (max(judged, key=lambda span: span.value),)
+        return found
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of `folder`, set to cut and pad nothing."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def sequence(given: Input) -> tuple[list[int], int]:
+    """The marked token ids, and how many of them are segment A."""
+    first = [CLS, *given.prompt, SEP]
+    return ([*first, *given.answer, SEP] if given.answer else first), len(first)
+
+
+def tensors(sequences: Sequence[tuple[list[int], int]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Ids, mask and segments, each integers of shape (N, longest)."""
+    longest = max(len(ids) for ids, _ in sequences)
+    ids, mask, segments = (torch.zeros(len(sequences), longest, dtype=torch.long) for _ in range(3))
+    for row, (tokens, first) in enumerate(sequences):
+        ids[row, : len(tokens)] = torch.tensor(tokens)
+        mask[row, : len(tokens)] = 1
+        segments[row, first : len(tokens)] = 1
+    return ids, mask, segments
+
+
+def probability(calibration: Calibration, logit: float) -> float:
+    """Logistic, clipped where exp would overflow."""
+    x = calibration.scale * logit + calibration.bias
+    return 1.0 / (1.0 + math.exp(-min(max(x, -30.0), 30.0)))
+
+
+def _cut(prompt: tuple[int, ...], text: str, begin: int, start: int, tokens: Tokens) -> Plan:
+    if not text and not begin:
+        return Plan(text, begin, start, tokens, (), [Input(prompt, ())] if prompt else [])
+    windows = cut_windows(tokens, start)
+    inputs = []
+    for window in windows:
+        answer = tuple(tokens.ids[window.low : window.high])
+        inputs += [Input(prompt, answer), Input((), answer)] if prompt else [Input((), answer)]
+    return Plan(text, begin, start, tokens, windows, inputs)
+
+
+def _smooth_maximum(logits: Vector) -> float:
+    """As `guardrail.safeguard.model.smooth_maximum`, over the tokens of one sentence."""
+    top = float(logits.max())
+    return top + math.log(float(np.mean(np.exp(model.SHARPNESS * (logits - top))))) / model.SHARPNESS

@@ -1,0 +1,161 @@
+"""Records and the recorders they go to."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import FrozenInstanceError, fields
+from typing import Any
+
+import pytest
+
+from guardrail.conversation import Usage
+from guardrail.policy import Mode
+from guardrail.record import ChoiceRecord, LogRecorder, MemoryRecorder, Record, Recorders, plain_name
+
+CANARY = "zebra canary 48151"
+
+
+def record(**changes: Any) -> Record:
+    given: dict[str, Any] = {
+        "id": "dec_1",
+        "at": 1_795_297_590.9071,
+        "endpoint": "/v1/chat/completions",
+        "model": "gpt-4o-mini",
+        "stream": False,
+        "policy": "default@abc",
+        "policy_hash": "abcdef",
+        "weights": "123456",
+        "mode": Mode.SAFE_COMPLETION,
+        "rule": "cyber",
+        "value": 0.75,
+        "verdict": "scored",
+        "outcome": "completed",
+        "status": 200,
+        "choices": (ChoiceRecord(0, Mode.SAFE_COMPLETION, "cyber", 0.75, "upstream", 0.1, 40),),
+        "prompt_value": 0.5,
+        "prompt_rule": "cyber",
+        "timings": {"upstream": 12.34567, "total": 20.0},
+        "windows": 2,
+        "characters": 812,
+        "usage": Usage(20, 200),
+        "spent": Usage(5, 50),
+    }
+    return Record(**given | changes)
+
+
+class Broken:
+    def __init__(self) -> None:
+        self.works = False
+        self.got = 0
+
+    def record(self, record: Record) -> None:
+        if not self.works:
+            raise RuntimeError(CANARY)
+        self.got += 1
+
+
+def test_a_record_reads_as_json() -> None:
+    assert json.loads(json.dumps(record().to_json())) == {
+        "id": "dec_1",
+        "at": 1_795_297_590.907,
+        "endpoint": "/v1/chat/completions",
+        "model": "gpt-4o-mini",
+        "stream": False,
+        "policy": "default@abc",
+        "policy_hash": "abcdef",
+        "weights": "123456",
+        "mode": "safe_completion",
+        "rule": "cyber",
+        "value": 0.75,
+        "verdict": "scored",
+        "outcome": "completed",
+        "status": 200,
+        "choices": [
+            {
+                "index": 0,
+                "mode": "safe_completion",
+                "rule": "cyber",
+                "value": 0.75,
+                "rewriter": "upstream",
+                "final_value": 0.1,
+                "released_characters": 40,
+            }
+        ],
+        "prompt": {"value": 0.5, "rule": "cyber"},
+        "timings": {"upstream": 12.346, "total": 20.0},
+        "windows": 2,
+        "characters": 812,
+        "usage": {"prompt": 20, "completion": 200},
+        "spent": {"prompt": 5, "completion": 50},
+    }
+    assert record(prompt_value=None).to_json()["prompt"] is None
+
+
+def test_every_field_is_written() -> None:
+    written = set(record().to_json()) | {"prompt_value", "prompt_rule"}
+    assert {item.name for item in fields(Record)} == written - {"prompt"}
+    assert {item.name for item in fields(ChoiceRecord)} == set(record().choices[0].to_json())
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("gpt-4o-mini", "gpt-4o-mini"),
+        ("openai/gpt-4o@2026-01:beta+x", "openai/gpt-4o@2026-01:beta+x"),
+        ("", ""),
+        ("m" * 64, "m" * 64),
+        ("m" * 65, "other"),
+        (CANARY, "other"),
+        ("name\n", "other"),
+        ("naïve", "other"),
+    ],
+)
+def test_a_models_name_is_kept_only_if_it_looks_like_one(name: str, kept: str) -> None:
+    assert plain_name(name) == kept
+    assert record(model=name).model == kept
+
+
+def test_a_record_does_not_change() -> None:
+    with pytest.raises(FrozenInstanceError):
+        record().mode = "direct"  # type: ignore[misc]
+
+
+def test_memory_keeps_the_last() -> None:
+    memory = MemoryRecorder(keep=2)
+    for name in ("a", "b", "b", "c"):
+        memory.record(record(id=name))
+    assert memory.find("a") is None
+    assert [memory.find(name) is not None for name in ("b", "c")] == [True, True]
+
+
+def test_the_log_has_one_line_a_request(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "guardrail.decisions"):
+        LogRecorder().record(record())
+    (line,) = caplog.records
+    assert line.getMessage() == "decision"
+    given = record().to_json()
+    assert {name: line.__dict__[name] for name in given} == given
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "guardrail.decisions"):
+        LogRecorder().record(record())
+    assert not caplog.records
+
+
+def test_a_failing_recorder_breaks_nothing_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    broken, memory = Broken(), MemoryRecorder()
+    recorders = Recorders(broken, memory)
+    for _ in range(3):
+        recorders.record(record())
+    assert recorders.failures == 3
+    assert memory.find("dec_1") == record()
+    (line,) = caplog.records
+    assert (line.levelname, line.__dict__["recorder"], line.__dict__["error"]) == ("ERROR", "Broken", "RuntimeError")
+    assert CANARY not in caplog.text
+    assert line.exc_info is None
+
+    broken.works = True
+    recorders.record(record())
+    broken.works = False
+    recorders.record(record())
+    assert (recorders.failures, broken.got, len(caplog.records)) == (4, 1, 2)
