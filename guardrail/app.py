@@ -7,6 +7,7 @@ else is `Guard`'s.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
@@ -74,6 +75,7 @@ class Server:
     async def _load(self) -> None:
         try:
             self._guard = await self._build()
+            self._telemetry.watch(held_bytes=self._guard.held_bytes)
         except Exception as error:
             message = error.message if isinstance(error, GuardrailError) else type(error).__name__
             _log.critical("the guard could not be built", extra={"error": message})
@@ -87,7 +89,7 @@ class Server:
         headers = {name: value for name, value in request.headers.items() if name in _FORWARDED}
         with self._telemetry.incoming(request.headers.get("traceparent")):
             reply = await _unless_gone(request, self._guard.handle(wire, raw, headers))
-        return _respond(reply)
+            return _respond(reply)
 
     async def models(self, request: Request) -> Response:
         headers = {name: value for name, value in request.headers.items() if name in _FORWARDED}
@@ -159,10 +161,12 @@ class _StreamResponse(Response):
         self.status_code = reply.status
         self.background = None
         self._stream = stream
+        # The stream runs after the request's trace was left; it takes the trace along.
+        self._context = contextvars.copy_context()
         self.init_headers(reply.headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        sending = asyncio.create_task(self._send(send))
+        sending = asyncio.create_task(self._send(send), context=self._context)
         leaving = asyncio.create_task(_disconnected(receive))
         try:
             await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)

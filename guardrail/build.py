@@ -43,9 +43,9 @@ def open_scorer(settings: Settings, registry: Registry) -> Scorer | None:
 
 
 def weights_hash(settings: Settings) -> str:
-    from guardrail.safeguard.model import hash_weights
+    from guardrail.safeguard import model  # brings torch
 
-    return hash_weights(Path(settings.weights) if settings.weights else None)
+    return model.weights_hash(Path(settings.weights) if settings.weights else model.WEIGHTS)
 
 
 async def compile_settings(settings: Settings, scorer: Scorer | None) -> Compiled:

@@ -85,7 +85,7 @@ class Case:
     def timed(self, station: str) -> Iterator[None]:
         begun = time.perf_counter()
         try:
-            with self._telemetry.span(station, decision=self.id):
+            with self._telemetry.span(station, decision=self.id, model=self._model):
                 yield
         finally:
             self._timings[station] = self._timings.get(station, 0.0) + (time.perf_counter() - begun) * 1000

@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
+from weakref import WeakSet
 
 from guardrail.case import Case
 from guardrail.compiled import Compiled
@@ -69,6 +70,7 @@ class Guard:
         self._recorder = recorder
         self._telemetry = telemetry
         self._limits = limits or Limits()
+        self._streams: WeakSet[GuardedStream] = WeakSet()
         self._stations = Stations(compiled, scorer, upstream, self._limits, rewriters) if scorer else None
 
     async def handle(self, wire: WireFormat, raw: bytes, headers: Mapping[str, str]) -> Reply:
@@ -99,6 +101,10 @@ class Guard:
         policy = self._compiled.policy
         return {"policy": policy.label, "policy_hash": policy.hash, "weights": self._compiled.weights or "off"}
 
+    def held_bytes(self) -> int:
+        """What all open streams hold back by now."""
+        return sum(stream.held_bytes for stream in self._streams)
+
     async def _answer(self, case: Case, wire: WireFormat, request: Request, headers: Mapping[str, str]) -> Reply:
         if self._stations is None:
             return await self._relay(case, wire, request, headers)
@@ -120,6 +126,7 @@ class Guard:
             answer = await self._send(case, wire, body, headers)
         if request.stream and EVENT_STREAM in answer.headers.get("content-type", ""):
             stream = GuardedStream(self._stations, case, wire, request, answer, headers)
+            self._streams.add(stream)
             return Reply(200, {**_returned(answer), "cache-control": "no-cache", **case.headers()}, stream)
         raw = await read_body(answer.stream, self._limits.response_bytes)
         body = await self._guard(self._stations, case, wire, request, wire.read_response(raw), headers)

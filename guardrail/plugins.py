@@ -73,8 +73,8 @@ def _safeguard(settings: Settings) -> Scorer:
 def open_upstream(settings: Settings, registry: Registry) -> Upstream:
     """The upstream that `settings.upstream` names. Raises `ConfigError` for a name nothing is registered under."""
     name, _, argument = settings.upstream.partition(":")
+    timeouts = Timeouts(settings.connect_timeout, settings.read_timeout, settings.total_timeout)
     if name in ("http", "https"):
-        timeouts = Timeouts(settings.connect_timeout, settings.read_timeout, settings.total_timeout)
         return HTTPUpstream(settings.upstream, key=settings.upstream_key or None, timeouts=timeouts)
     if name == "litellm":
         from guardrail.litellm_upstream import LiteLLMUpstream
@@ -84,6 +84,7 @@ def open_upstream(settings: Settings, registry: Registry) -> Upstream:
             settings.models,
             params=settings.upstream_params,
             allow_image_urls=settings.allow_image_urls,
+            timeouts=timeouts,
         )
     if name in registry.upstreams:
         return registry.upstreams[name](argument=argument)

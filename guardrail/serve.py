@@ -28,6 +28,7 @@ def make_app(settings: Settings, on_failure: Callable[[], None] = lambda: None) 
     telemetry = Telemetry(otlp_endpoint=settings.otlp_endpoint or None)
     kept = MemoryRecorder()
     recorder = Recorders(kept, LogRecorder(), telemetry)
+    telemetry.watch(recorder_failures=lambda: recorder.failures)
 
     async def build() -> Guard:
         scorer = await asyncio.to_thread(open_scorer, settings, registry)

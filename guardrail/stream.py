@@ -63,6 +63,10 @@ class GuardedStream:
         finally:
             await self.aclose()
 
+    @property
+    def held_bytes(self) -> int:
+        return self._hold.held_bytes
+
     async def aclose(self) -> None:
         await self._finish("client_left")
 

@@ -167,9 +167,9 @@ def test_playbook(steps: list[Step]) -> None:
 
 def test_the_tail_waits_for_the_last_window() -> None:
     driver = Driver(SMALL, flag=lambda window: "bad" in window.text[window.start :])
-    assert said(driver.feed(say("Good. "), say("Day. "), say("b"))) == "Good. "
-    driver.feed(say("a"), say("d"), end())
-    assert said(driver.out) == "Good. "
+    assert said(driver.feed(say("Good day"), say("s to yo"), say("b"))) == "Good day"  # scored up to the "b"
+    driver.feed(say("ad"), end())
+    assert said(driver.out) == "Good day"
     assert driver.hold.gone == {0}
 
 
@@ -238,6 +238,7 @@ def test_a_dropped_choice_is_cut_out() -> None:
     assert (driver.hold.begun(0), driver.hold.begun(1)) == (True, False)
     driver.feed(say("more", 0), end(0), say("z", 1), end(1))
     assert (said(driver.out, 0), said(driver.out, 1)) == ("Good day. ", "yz")
+    assert {window.lane[0] for window in driver.windows[1:]} == {1}  # nobody scores what is given up
     assert all(0 not in item.choices for item in driver.out[1:])
     assert driver.hold.held_bytes == 0
 

@@ -1,0 +1,130 @@
+"""From scores to a decision: bands to modes, the strictest wins, no score is not a pass."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from guardrail.conversation import PartKind
+from guardrail.decision import Finding, Judgement, Routes, find, judge, mode_for
+from guardrail.policy import Bands, Kind, Mode, OnError, Policy, Redirection, Rule, Tier
+from guardrail.scoring import Score, Span, Vector, Verdict
+
+TEXT, REASONING, CALL = PartKind.TEXT, PartKind.REASONING, PartKind.TOOL_CALL
+DIRECT, SAFE, REFUSE = Mode.DIRECT, Mode.SAFE_COMPLETION, Mode.REFUSE
+SORRY = Redirection("Sorry.")
+
+
+def rule(name: str, bands: Bands, tier: Tier = Tier.RESTRICTED) -> Rule:
+    return Rule(name, name, Kind.FACILITATION, tier, bands, SORRY, "Left out.", text=name)
+
+
+BOTH = rule("unclassified", Bands(0.5, 0.9))
+STRICT = rule("strict", Bands(refuse_with_redirection=0.35), Tier.PROHIBITED)
+SOFT = rule("soft", Bands(safe_completion=0.6))
+
+
+def policy(on_error: OnError = OnError.REFUSE) -> Policy:
+    return Policy("p", "1", "P", (BOTH, STRICT, SOFT), SORRY, "", "0" * 64, on_error=on_error, minimum_similarity=0.5)
+
+
+def vector(*numbers: float) -> Vector:
+    return np.array(numbers, np.float32)
+
+
+ROUTES = Routes(("strict", "soft", "strict"), np.eye(3, dtype=np.float32))
+
+# rule, kind of part, value -> mode
+BANDS: list[tuple[Rule, PartKind, float, Mode]] = [
+    # both bands; a band begins at its limit
+    (BOTH, TEXT, 0.0, DIRECT),
+    (BOTH, TEXT, 0.4999, DIRECT),
+    (BOTH, TEXT, 0.5, SAFE),
+    (BOTH, TEXT, 0.8999, SAFE),
+    (BOTH, TEXT, 0.9, REFUSE),
+    (BOTH, TEXT, 1.0, REFUSE),
+    (BOTH, CALL, 0.5, SAFE),
+    # one band
+    (STRICT, TEXT, 0.3499, DIRECT),
+    (STRICT, TEXT, 0.35, REFUSE),
+    (SOFT, TEXT, 0.6, SAFE),
+    (SOFT, TEXT, 1.0, SAFE),
+    # reasoning has a band of its own
+    (BOTH, REASONING, 0.8999, DIRECT),
+    (BOTH, REASONING, 0.9, SAFE),
+    (STRICT, REASONING, 0.5, DIRECT),
+]
+
+
+@pytest.mark.parametrize(("rule", "kind", "value", "mode"), BANDS)
+def test_a_band_gives_the_mode(rule: Rule, kind: PartKind, value: float, mode: Mode) -> None:
+    assert mode_for(rule, kind, value) is mode
+
+
+# embedding, minimum -> rule
+NEAREST: list[tuple[Vector | None, float, str]] = [
+    (vector(1, 0, 0), 0.5, "strict"),
+    (vector(0, 1, 0), 0.5, "soft"),
+    (vector(0, 0.6, 0.8), 0.5, "strict"),
+    # the minimum itself is near enough
+    (vector(0.5, 0, 0), 0.5, "strict"),
+    (vector(0.49, 0.1, 0), 0.5, "unclassified"),
+    (vector(-1, 0, 0), 0.0, "soft"),
+    (vector(-1, -1, -1), 0.0, "unclassified"),
+    (None, 0.0, "unclassified"),
+    (vector(np.nan, 0, 0), 0.0, "unclassified"),
+]
+
+
+@pytest.mark.parametrize(("embedding", "minimum", "name"), NEAREST)
+def test_the_nearest_rule(embedding: Vector | None, minimum: float, name: str) -> None:
+    assert ROUTES.nearest(embedding, minimum) == name
+
+
+def test_without_routes_all_is_unclassified() -> None:
+    assert Routes((), np.zeros((0, 3), np.float32)).nearest(vector(1, 0, 0), 0.0) == "unclassified"
+
+
+def test_a_finding_has_the_rule_the_value_and_the_spans() -> None:
+    spans = (Span(0, 4, 0.7),)
+    near = find(policy(), ROUTES, TEXT, "k", Score(0.6, spans, embedding=vector(0, 1, 0)))
+    assert near == Finding(TEXT, "k", SAFE, "soft", 0.6, spans)
+    assert find(policy(), ROUTES, TEXT, "k", Score(0.4)) == Finding(TEXT, "k", DIRECT, "unclassified", 0.4)
+
+
+WITHOUT_SCORE = [(OnError.REFUSE, REFUSE), (OnError.UNAVAILABLE, REFUSE), (OnError.PASS, DIRECT)]
+
+
+@pytest.mark.parametrize("verdict", [Verdict.ERROR, Verdict.UNREADABLE])
+@pytest.mark.parametrize(("on_error", "mode"), WITHOUT_SCORE)
+@pytest.mark.parametrize("kind", [TEXT, REASONING, CALL])
+def test_no_score_is_not_a_pass(kind: PartKind, verdict: Verdict, on_error: OnError, mode: Mode) -> None:
+    found = find(policy(on_error), ROUTES, kind, "", Score(0.0, verdict=verdict))
+    assert found == Finding(kind, "", mode, None, None, verdict=verdict)
+    assert Judgement(0, mode, None, None, (found,)).unavailable
+
+
+def finding(mode: Mode, value: float | None, kind: PartKind = TEXT, name: str | None = "r") -> Finding:
+    return Finding(kind, "", mode, name, value)
+
+
+# findings -> mode, rule, value, whether reasoning is dropped
+JUDGED: list[tuple[list[Finding], Mode, str | None, float | None, bool]] = [
+    ([], DIRECT, None, 0.0, False),
+    ([finding(DIRECT, 0.2), finding(DIRECT, 0.4)], DIRECT, None, 0.4, False),
+    # the strictest wins, whatever the values; among equals the highest value
+    ([finding(SAFE, 0.8, name="a"), finding(REFUSE, 0.4, name="b"), finding(DIRECT, 0.9)], REFUSE, "b", 0.4, False),
+    ([finding(SAFE, 0.6, name="a"), finding(SAFE, 0.7, CALL, name="b")], SAFE, "b", 0.7, False),
+    ([finding(REFUSE, None, name=None), finding(SAFE, 0.8)], REFUSE, None, None, False),
+    # reasoning is set aside on its own
+    ([finding(SAFE, 0.95, REASONING), finding(DIRECT, 0.1)], DIRECT, None, 0.1, True),
+    ([finding(DIRECT, 0.8, REASONING), finding(DIRECT, 0.1)], DIRECT, None, 0.1, False),
+    ([finding(SAFE, 0.95, REASONING), finding(SAFE, 0.5, name="a")], SAFE, "a", 0.5, True),
+    ([finding(REFUSE, None, REASONING, None)], DIRECT, None, 0.0, True),
+]
+
+
+@pytest.mark.parametrize(("findings", "mode", "name", "value", "drop"), JUDGED)
+def test_judge(findings: list[Finding], mode: Mode, name: str | None, value: float | None, drop: bool) -> None:
+    assert judge(3, findings) == Judgement(3, mode, name, value, tuple(findings), drop)
+    assert judge(3, findings[::-1]).mode is mode
