@@ -89,7 +89,8 @@ def _read_line(number: int, line: str) -> Passage | dict[str, Any]:
         return {"error": "'prompt' must be a string", "line": number}
     if not isinstance(response, str):
         return {"error": "'response' must be a string", "line": number}
-    return Passage(prompt, response)
+    # To the safeguard an empty answer would be a question about the prompt alone.
+    return Passage(prompt, response or " ")
 
 
 def _result(score: Score, compiled: Compiled) -> dict[str, Any]:

@@ -76,11 +76,15 @@ async def _check(rules: Sequence[Rule], templates: Mapping[str, str], scorer: Sc
 
 
 async def _route(policy: Policy, scorer: Scorer) -> Routes:
-    """A rule is near where its title and definitions are near, or any of its violating examples."""
+    """A rule is near where its definitions are near, or anything it lists as violating, or a violating example.
+
+    The list is worth 3 to 5 points of top-1 accuracy on the labelled prompt sources (docs/safeguard.md).
+    """
     texts: list[tuple[str, str]] = []
     for rule in policy.rules:
         if rule.id == UNCLASSIFIED:
             continue
         texts.append((rule.id, f"{rule.title}. {rule.definitions}"))
+        texts += [(rule.id, line) for line in rule.violates]
         texts += [(rule.id, f"{example.prompt}\n{example.answer}") for example in rule.examples if example.violates]
     return Routes(tuple(rule for rule, _ in texts), await scorer.embed([text for _, text in texts]))

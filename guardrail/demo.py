@@ -197,9 +197,7 @@ def _print(console: Console, shown: list[Shown]) -> None:
     ):
         table = Table(title=title, title_justify="left", title_style="bold", show_lines=True, expand=True)
         table.add_column("prompt", ratio=3)
-        table.add_column("mode", ratio=2)
-        table.add_column("rule", ratio=1)
-        table.add_column("score", justify="right")
+        table.add_column("mode, rule, score", width=len("refuse_with_redirection"))
         table.add_column("before", ratio=4)
         table.add_column("after", ratio=4)
         for row in shown:
@@ -210,12 +208,11 @@ def _print(console: Console, shown: list[Shown]) -> None:
 
 
 def _cells(row: Shown) -> tuple[Text, ...]:
+    score = "" if row.score is None else f"\n{row.score:.2f}"
     after = "(untouched)" if row.before == row.after else _short(row.after)
     return (
         Text.assemble((f"{row.intent}\n", "dim"), _short(row.prompt)),
-        Text(row.mode, style=_COLOURS.get(row.mode, "")),
-        Text(row.rule or "-"),
-        Text("-" if row.score is None else f"{row.score:.2f}"),
+        Text.assemble((row.mode, _COLOURS.get(row.mode, "")), "" if row.rule is None else f"\n{row.rule}", score),
         Text(_short(row.before)),
         Text(after, style="dim" if row.before == row.after else ""),
     )

@@ -120,6 +120,7 @@ class Rule:
     note: str
     text: str = field(repr=False)
     definitions: str = field(default="", repr=False)
+    violates: tuple[str, ...] = field(default=(), repr=False)
     safe_completion: str = field(default="", repr=False)
     examples: tuple[Example, ...] = field(default=(), repr=False)
     reasoning: float = 0.9
@@ -291,6 +292,7 @@ def _read_rule(rule: Mapping[str, Any], sections: Mapping[str, str]) -> Rule:
             note=_text(rule, "note"),
             text=text,
             definitions=parts.get("Definitions", ""),
+            violates=tuple(re.findall(r"^- (.+)$", parts.get("Violates", ""), re.MULTILINE)),
             safe_completion=parts.get("Safe completion", ""),
             examples=_read_examples(parts.get("Examples", "")),
             reasoning=_number(rule.get("reasoning", 0.9), "reasoning"),

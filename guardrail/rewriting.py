@@ -7,6 +7,7 @@ ever shown, and the template, scored when the policy was loaded, stands at the e
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +16,10 @@ from typing import Protocol
 from guardrail.compiled import Compiled, with_help
 from guardrail.conversation import PartKind, Usage
 from guardrail.decision import find
-from guardrail.errors import GuardrailError
 from guardrail.policy import Mode, Rule
 from guardrail.scoring import Passage, Scorer, Span, Verdict, score_all
+
+_log = logging.getLogger("guardrail.rewriting")
 
 # Said between what a client has read of a stream and what follows in its place.
 BRIDGE = "\n\nI'll leave the detail there and keep to what is safe to share.\n\n"
@@ -116,7 +118,7 @@ def cut(text: str, spans: Sequence[Span]) -> str:
         kept.append(text[at : max(at, start)])
         at = max(at, end)
     left = "".join([*kept, text[at:]])
-    left = re.sub(r"^[ \t]*(?:[-*+]|\d+[.)])[ \t]*(?:\*\*[^*\n]{0,40}\*\*:?)?[ \t]*$\n?", "", left, flags=re.MULTILINE)
+    left = re.sub(r"^[ \t]*+(?:[-*+]|\d++[.)])[ \t]*+(?:\*\*[^*\n]{0,40}\*\*:?)?+[ \t]*+$\n?", "", left, flags=re.MULTILINE)
     return re.sub(r"\n{3,}", "\n\n", left).strip()
 
 
@@ -141,7 +143,8 @@ async def rewrite(
                     break
                 try:
                     candidate = await rewriters[name].rewrite(draft)
-                except GuardrailError:
+                except Exception as error:  # a plugin may raise anything; the next rewriter is asked
+                    _log.warning("a rewriter failed", extra={"rewriter": name, "error": type(error).__name__})
                     continue
                 if candidate is None:
                     continue
@@ -155,7 +158,7 @@ async def rewrite(
     return refuse(draft.rule.id, compiled, spent)
 
 
-def refuse(rule: str | None, compiled: Compiled, spent: Usage = Usage()) -> Rewritten:  # noqa: B008 - a frozen value
+def refuse(rule: str | None, compiled: Compiled, spent: Usage = Usage()) -> Rewritten:
     return Rewritten(Mode.REFUSE, compiled.template(rule), "template", None, spent)
 
 

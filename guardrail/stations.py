@@ -5,7 +5,7 @@ One policy, one scorer, one upstream; nothing here is kept between requests.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
@@ -19,7 +19,7 @@ from guardrail.rewriting import BUILT_IN, Draft, Rewriter, Rewritten, refuse, re
 from guardrail.scoring import Passage, Scorer, Span, Verdict, score_all
 from guardrail.upstream import ByteStream, Upstream
 from guardrail.wire import WireFormat
-from guardrail.wire.fields import readable
+from guardrail.wire.fields import readable, unescaped
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +67,18 @@ class Stations:
         if finding.verdict is Verdict.ERROR and self.compiled.policy.on_error is OnError.UNAVAILABLE:
             raise ScorerError("the answer could not be judged; try again", code="safeguard_unavailable")
 
-    def unscannable(self, key: str) -> Finding:
+    def unscannable(self, case: Case, key: str) -> Finding:
         mode = Mode.DIRECT if self.limits.unscannable == "pass" else Mode.REFUSE
-        return Finding(PartKind.UNSCANNABLE, key, mode, None, None, verdict=Verdict.UNREADABLE)
+        found = Finding(PartKind.UNSCANNABLE, key, mode, None, None, verdict=Verdict.UNREADABLE)
+        case.meets(found)
+        return found
 
     def passage(self, request: Request, kind: PartKind, text: str, start: int = 0) -> Passage:
-        """What a scorer sees of a part: tool calls decoded, a prefill counted as the answer's beginning."""
+        """What a scorer sees of a part: JSON decoded as its reader will, a prefill as the answer's beginning."""
         if kind is PartKind.TOOL_CALL:
             return Passage(request.prompt, readable(text))
+        if request.structured:
+            text, start = unescaped(text), len(unescaped(text[:start]))
         if kind is PartKind.TEXT and request.prefill:
             return Passage(request.prompt, request.prefill + text, start and start + len(request.prefill))
         return Passage(request.prompt, text, start)
@@ -146,6 +150,12 @@ class Stations:
 
 def _shift(span: Span, offset: int) -> Span:
     return replace(span, start=max(0, span.start - offset), end=span.end - offset)
+
+
+def check_choices(request: Request, indices: Iterable[int]) -> None:
+    """Raises `UpstreamError` for a choice nobody asked for: it would have no place in the record."""
+    if not all(0 <= index < request.choices for index in indices):
+        raise UpstreamError("the upstream sent a choice that was not asked for")
 
 
 async def read_body(stream: ByteStream, limit: int) -> bytes:

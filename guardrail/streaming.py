@@ -32,7 +32,7 @@ _SHORT_UNKNOWN = 32
 class Schedule:
     """In characters. The first window closes at a sentence end after `first`, later ones grow by `growth` up to
     `most`; without a sentence end a window closes at `slack` times its size. `tail` is never released before the
-    part ends. `held` caps the bytes waiting in the queue.
+    part ends. `held` caps the bytes waiting in the queue, `parts` how many parts a stream may have.
     """
 
     tail: int = 120
@@ -41,6 +41,7 @@ class Schedule:
     most: int = 640
     slack: float = 1.25
     held: int = 4 << 20
+    parts: int = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,8 +203,8 @@ class Holdback:
 
     @property
     def overfull(self) -> bool:
-        """Whether more bytes wait than may: then what waits can only be given up."""
-        return self.held_bytes > self._schedule.held
+        """Whether more waits than may, bytes or parts: then what waits can only be given up."""
+        return self.held_bytes > self._schedule.held or len(self._lanes) > self._schedule.parts
 
     def text(self, index: int) -> str:
         """The visible text of a choice as far as it has come, released or not."""
@@ -254,6 +255,8 @@ class Holdback:
 
     def _is_cleared(self, key: LaneKey, end: int) -> bool:
         lane = self._lanes.get(key)
+        if lane is not None and key[1] is PartKind.TOOL_CALL:  # whole or not at all
+            return lane.ended and not lane.waiting
         return lane is None or lane.cleared >= end or self._is_short(key, lane)
 
     # Dropping

@@ -8,11 +8,13 @@ calibration error is measured by fitting on one half of the held-out questions a
 from __future__ import annotations
 
 import argparse
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from guardrail.safeguard import measures
 from guardrail.safeguard.judge import Judge
@@ -22,12 +24,13 @@ from guardrail.safeguard.rows import Row, choose, is_held_out, read_rows
 from guardrail.scoring import Passage
 
 PRIOR = 0.2
+BURIED = "buried"
 _RAW = Calibration()
 
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """Logits and labels of held-out answers, with the half (0 or 1) their question falls into."""
+    """Of held-out answers: logits of whole and hottest sentence, shape (n, 2), labels, and the half of each question."""
 
     logits: Numbers
     labels: Numbers
@@ -47,50 +50,71 @@ def calibrate(folder: Path, data: Path) -> dict[str, float]:
     raw = replace(settings, facilitation=_RAW, tokens=_RAW, prompt=_RAW)
     judge = Judge.load(folder, settings=raw, span_value=0.0)
     answered = [row for row in rows if row.response and row.harmful is not None]
-    scores = judge.score([Passage(row.prompt, row.response) for row in answered])
+    answered += _buried(answered, plan["seed"])
     labels = np.array([float(bool(row.harmful)) for row in answered])
     halves = np.array([float(is_held_out(row.group, 0.5 * plan["held_out"])) for row in answered])
-    whole = HeldOut(_logits([score.value for score in scores]), labels, halves)
-    hottest = _logits([max((span.value for span in score.spans), default=0.0) for score in scores])
+    scores = judge.score([Passage(row.prompt, row.response) for row in answered])
+    hottest = [max((span.value for span in score.spans), default=0.0) for score in scores]
+    held = HeldOut(np.column_stack([_logits([s.value for s in scores]), _logits(hottest)]), labels, halves)
     bare = {row.prompt: row for row in rows if row.prompt and row.prompt_harmful is not None}
-    asked = judge.score([Passage(prompt, "") for prompt in bare])
-    prompt_labels = np.array([float(bool(row.prompt_harmful)) for row in bare.values()])
-    prompt_logits = _logits([score.value for score in asked])
+    asked = _logits([score.value for score in judge.score([Passage(prompt, "") for prompt in bare])])
+    ask_labels = np.array([float(bool(row.prompt_harmful)) for row in bare.values()])
     fitted = replace(
         settings,
-        facilitation=_fit(whole.logits, labels),
-        tokens=_fit(hottest, labels),
-        prompt=_fit(prompt_logits, prompt_labels),
+        facilitation=_fit(held.logits, labels),
+        tokens=_fit(held.logits[:, 1:], labels),
+        prompt=_fit(asked[:, None], ask_labels),
     )
+    values = _apply(fitted.facilitation, held.logits)
+    buried = np.array([row.source == BURIED for row in answered])
     figures = {
-        "rows": float(len(answered)),
-        "harmful_share": float(labels.mean()),
-        "auroc": measures.auroc(whole.logits, labels),
-        "auroc_hottest_sentence": measures.auroc(hottest, labels),
-        "auroc_prompt": measures.auroc(prompt_logits, prompt_labels),
-        "calibration_error": _crossed_error(whole),
+        "rows": float((~buried).sum()),
+        "buried_rows": float(buried.sum()),
+        "harmful_share": float(labels[~buried].mean()),
+        "auroc": measures.auroc(values[~buried], labels[~buried]),
+        "auroc_whole": measures.auroc(held.logits[~buried, 0], labels[~buried]),
+        "auroc_hottest_sentence": measures.auroc(held.logits[~buried, 1], labels[~buried]),
+        "auroc_prompt": measures.auroc(asked, ask_labels),
+        "calibration_error": _crossed_error(held),
     }
-    values = _apply(fitted.facilitation, whole.logits)
     for edge in (0.5, 0.9):
-        figures[f"flagged_harmless_at_{edge}"] = float((values[labels == 0] >= edge).mean())
-        figures[f"flagged_harmful_at_{edge}"] = float((values[labels == 1] >= edge).mean())
+        figures[f"flagged_harmless_at_{edge}"] = float((values[(labels == 0) & ~buried] >= edge).mean())
+        figures[f"flagged_harmful_at_{edge}"] = float((values[(labels == 1) & ~buried] >= edge).mean())
+        figures[f"flagged_buried_at_{edge}"] = float((values[buried] >= edge).mean())
     rounded = {name: round(value, 4) for name, value in figures.items()}
     write_settings(replace(fitted, manifest={**settings.manifest, "held_out": rounded, "prior": PRIOR}), folder)
     return rounded
 
 
+def _buried(rows: Sequence[Row], seed: int) -> list[Row]:
+    """Harmful answers in the middle of harmless ones, one for every four: harm may be a small part of a long answer."""
+    rng = random.Random(seed)
+    harmful = [row for row in rows if row.harmful]
+    harmless = [row.response[:1500] for row in rows if row.prompt_harmful is False and len(row.response) > 500]
+    if not harmless:
+        return []
+    return [
+        replace(
+            row, source=BURIED, response=f"{rng.choice(harmless)}\n\n{row.response[:1500]}\n\n{rng.choice(harmless)}"
+        )
+        for row in rng.sample(harmful, len(harmful) // 4)
+    ]
+
+
 def _fit(logits: Numbers, labels: Numbers) -> Calibration:
-    scale, bias = measures.fit_logistic(logits, labels, measures.prior_weights(labels, PRIOR))
-    return Calibration(round(scale, 5), round(bias, 5))
+    scales, bias = measures.fit_logistic(logits, labels, measures.prior_weights(labels, PRIOR))
+    first, second = (*scales, 0.0)[:2]
+    return Calibration(round(float(first), 5), round(bias, 5), round(float(second), 5))
 
 
 def _apply(calibration: Calibration, logits: Numbers) -> Numbers:
-    return 1 / (1 + np.exp(-np.clip(calibration.scale * logits + calibration.bias, -30, 30)))
+    x = logits @ np.array([calibration.scale, calibration.hottest])[: logits.shape[1]] + calibration.bias
+    return np.asarray(1 / (1 + np.exp(-np.clip(x, -30, 30))))
 
 
 def _crossed_error(held: HeldOut) -> float:
     """Calibration error with every row judged by a curve fitted on the other half of the questions."""
-    values = np.zeros_like(held.logits)
+    values = np.zeros_like(held.labels)
     for half in (0.0, 1.0):
         here = held.halves == half
         values[here] = _apply(_fit(held.logits[~here], held.labels[~here]), held.logits[here])
@@ -106,7 +130,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Calibrate trained weights on held-out questions.")
     parser.add_argument("--data", type=Path, default=Path("../shared/data/train.jsonl.gz"))
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
+    parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     for name, value in calibrate(options.weights, options.data).items():
         print(f"{name:28} {value:.4f}")
 

@@ -29,6 +29,9 @@ from guardrail.safeguard.train import Plan, training_rows
 from guardrail.scoring import Passage
 
 EDGES = (0.5, 0.9)
+PROMPTS = ("openai_moderation", "xstest_completions", "cyberseceval_frr", "coconot_prompts", "bio_overrefusal")
+"""Sources whose prompts are judged on their own; of all but the first two, all that is labelled deserves an answer."""
+
 Pairs = Sequence[tuple[str, str]]
 Judge = Callable[[Pairs], Numbers]
 Raw = Mapping[str, Any]
@@ -156,19 +159,11 @@ def measure_held_out(rows: Sequence[Row], judges: Mapping[str, Judge]) -> dict[s
 def measure_prompts(rows: Sequence[Raw], safeguard: Safeguard) -> dict[str, dict[str, float]]:
     """The prompt head: AUROC where both kinds exist, and the share of prompts that deserve an answer it would touch."""
     table: dict[str, dict[str, float]] = {}
-    kinds = {
-        "openai_moderation": lambda r: True,
-        "xstest_completions": lambda r: True,
-        "cyberseceval_frr": lambda r: r["label_harm_prompt"] == 0,
-        "coconot_prompts": lambda r: r["label_harm_prompt"] == 0,
-        "bio_overrefusal": lambda r: r["label_harm_prompt"] == 0,
-    }
-    for source, wanted in kinds.items():
-        labels = {
-            r["prompt"]: r["label_harm_prompt"] for r in rows if r["source"] == source and r["prompt"] and wanted(r)
-        }
+    for source in PROMPTS:
+        labels = {row["prompt"]: row["label_harm_prompt"] for row in rows if row["source"] == source}
+        labels = {prompt: label for prompt, label in labels.items() if prompt and label is not None}
         values = np.array([score.value for score in safeguard.score([Passage(prompt, "") for prompt in labels])])
-        truth = np.array([float(label or 0) for label in labels.values()])
+        truth = np.array([float(label) for label in labels.values()])
         if truth.any():
             table[f"prompt {source}: AUROC ({len(values)})"] = {"safeguard": measures.auroc(values, truth)}
         safe = values[truth == 0]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from guardrail.scoring import Passage, Score, Span, Vector
 SPAN_VALUE = 0.5
 """A sentence stands among a score's spans from this value on."""
 
-BATCH_TOKENS = 4096
+BATCH_TOKENS = 1024
 CONTEXT_CHARACTERS = 2000
 """What is tokenised before a passage's start: more than the context holds, and a bound on the work for each window."""
 
@@ -150,31 +150,38 @@ class Judge:
             return Score(0.0)
         if not plan.windows:
             return Score(probability(self.settings.prompt, outputs[0].prompt), embedding=outputs[0].embedding)
-        value = max(probability(self.settings.facilitation, output.facilitation) for output in outputs)
         heat = np.full(len(plan.tokens.ids), -np.inf, dtype=np.float32)
         looks = len(outputs) // len(plan.windows)
         for index, output in enumerate(outputs):
             window = plan.windows[index // looks]
             np.maximum(heat[window.low : window.high], output.tokens, out=heat[window.low : window.high])
+        parts = _sentence_logits(plan, heat)
+        whole = max(output.facilitation for output in outputs)
+        value = probability(self.settings.facilitation, whole, max(parts.values(), default=whole))
         embedding = np.mean([output.embedding for output in outputs[::looks]], axis=0)
         unit = embedding / max(float(np.linalg.norm(embedding)), 1e-9)
-        return Score(value, self._spans(plan, heat, value), embedding=unit)
+        return Score(value, self._spans(parts, value), embedding=unit)
 
-    def _spans(self, plan: Plan, heat: Vector, value: float) -> tuple[Span, ...]:
-        """Sentences that end in the window and score; if only the whole does, the one that says most."""
-        starts = np.array([low for low, _ in plan.tokens.offsets])
-        judged = []
-        for low, high in sentences(plan.text):
-            first, last = np.searchsorted(starts, (low, high))
-            # A sentence that began long before the window has tokens that no window holds: they were scored then.
-            seen = heat[first:last][np.isfinite(heat[first:last])]
-            if high > plan.start and len(seen):
-                value_alone = probability(self.settings.tokens, _smooth_maximum(seen))
-                judged.append(Span(plan.begin + low, plan.begin + high, value_alone))
+    def _spans(self, parts: Mapping[tuple[int, int], float], value: float) -> tuple[Span, ...]:
+        """Sentences that score on their own; if only the whole does, the one that says most."""
+        judged = [Span(low, high, probability(self.settings.tokens, logit)) for (low, high), logit in parts.items()]
         found = tuple(span for span in judged if span.value >= self._span_value)
         if not found and judged and value >= self._span_value:
             return (max(judged, key=lambda span: span.value),)
         return found
+
+
+def _sentence_logits(plan: Plan, heat: Vector) -> dict[tuple[int, int], float]:
+    """The logit of each sentence that ends in the part to be scored, by its range in the passage's text, in order."""
+    starts = np.array([low for low, _ in plan.tokens.offsets])
+    logits = {}
+    for low, high in sentences(plan.text):
+        first, last = np.searchsorted(starts, (low, high))
+        # A sentence that began long before the window has tokens that no window holds: they were scored then.
+        seen = heat[first:last][np.isfinite(heat[first:last])]
+        if high > plan.start and len(seen):
+            logits[plan.begin + low, plan.begin + high] = _smooth_maximum(seen)
+    return logits
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
@@ -202,9 +209,9 @@ def tensors(sequences: Sequence[tuple[list[int], int]]) -> tuple[torch.Tensor, t
     return ids, mask, segments
 
 
-def probability(calibration: Calibration, logit: float) -> float:
+def probability(calibration: Calibration, logit: float, hottest: float = 0.0) -> float:
     """Logistic, clipped where exp would overflow."""
-    x = calibration.scale * logit + calibration.bias
+    x = calibration.scale * logit + calibration.hottest * hottest + calibration.bias
     return 1.0 / (1.0 + math.exp(-min(max(x, -30.0), 30.0)))
 
 

@@ -41,20 +41,34 @@ def calibration_error(values: Numbers, labels: Numbers, weights: Numbers, bins: 
     return error
 
 
-def fit_logistic(logits: Numbers, labels: Numbers, weights: Numbers, steps: int = 50) -> tuple[float, float]:
-    """(scale, bias) of the best logistic curve (Platt), by Newton's method with a touch of ridge on the scale."""
-    x = np.stack([logits, np.ones_like(logits)], axis=1)
-    theta = np.array([1.0, 0.0])
-    ridge = np.diag([1e-3, 1e-6]) * weights.sum()
+def fit_logistic(features: Numbers, labels: Numbers, weights: Numbers, steps: int = 50) -> tuple[Numbers, float]:
+    """(scales, bias) of the best logistic curve over `features`, shape (n, k), by Newton with a little ridge.
+
+    A feature that would count against harm is left out (scale 0): a higher logit never lowers the probability.
+    """
+    used = np.ones(features.shape[1], dtype=bool)
+    while True:
+        x = np.column_stack([features[:, used], np.ones(len(features))])
+        theta = _newton(x, labels, weights, steps)
+        if (theta[:-1] >= 0).all():
+            scales = np.zeros(features.shape[1])
+            scales[used] = theta[:-1]
+            return scales, float(theta[-1])
+        used[np.flatnonzero(used)[theta[:-1].argmin()]] = False
+
+
+def _newton(x: Numbers, labels: Numbers, weights: Numbers, steps: int) -> Numbers:
+    theta = np.zeros(x.shape[1])
+    ridge = np.diag([1e-3] * (x.shape[1] - 1) + [1e-6]) * weights.sum()
     for _ in range(steps):
         p = 1 / (1 + np.exp(-np.clip(x @ theta, -30, 30)))
-        gradient = x.T @ (weights * (p - labels)) + ridge @ (theta - np.array([1.0, 0.0]))
+        gradient = x.T @ (weights * (p - labels)) + ridge @ theta
         curvature = (x * (weights * p * (1 - p))[:, None]).T @ x + ridge
         step = np.linalg.solve(curvature, gradient)
         theta = theta - step
         if np.abs(step).max() < 1e-8:
             break
-    return float(theta[0]), float(theta[1])
+    return np.asarray(theta)
 
 
 def prior_weights(labels: Numbers, prior: float) -> Numbers:

@@ -33,10 +33,14 @@ _STORED_AS_INT8 = 65_536
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """`sigmoid(scale * logit + bias)` is a probability, fitted on goals the network has not seen."""
+    """`sigmoid(scale * logit + hottest * hottest_logit + bias)` is a probability, fitted on unseen questions.
+
+    The second logit is that of the hottest sentence of an answer: a pooled logit thins out where harm is a small part.
+    """
 
     scale: float = 1.0
     bias: float = 0.0
+    hottest: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,7 +137,7 @@ def fit(network: Network, prepared: Sequence[Prepared], plan: Plan) -> None:
     for step, batch in enumerate((b for epoch in epochs for b in epoch), 1):
         loss = _loss(network, batch, plan.frozen)
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         schedule.step()

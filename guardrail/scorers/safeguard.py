@@ -22,7 +22,7 @@ from guardrail.scoring import Passage, Score, Vector
 if TYPE_CHECKING:
     from guardrail.safeguard.judge import Input, Judge, Output
 
-BATCH_TOKENS = 4096
+BATCH_TOKENS = 1024
 EMBEDDED_TOKENS = 256
 QUEUE_WINDOWS = 8192
 

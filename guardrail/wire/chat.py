@@ -7,8 +7,7 @@ and nothing more of what the model said (openai-openapi, `CreateChatCompletionRe
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from copy import deepcopy
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from guardrail.conversation import (
@@ -26,10 +25,13 @@ from guardrail.conversation import (
 )
 from guardrail.errors import BadRequest, UpstreamError
 from guardrail.wire.fields import (
+    SHORT,
     expect,
+    is_blankless,
     read_request_object,
     read_upstream_object,
     read_usage,
+    strange_names,
     strings,
     unknown_parts,
     unknown_strings,
@@ -45,8 +47,13 @@ _CHOICE = frozenset({"index", "message", "delta", "finish_reason", "logprobs"})
 _MESSAGE = frozenset({"role", "content", "refusal", "tool_calls", "function_call", *_REASONING, *_MEDIA})
 _CALL = frozenset({"index", "id", "type", "function", "custom"})
 _FUNCTION = frozenset({"name", "arguments", "input"})
-# Keys of reasoning items that hold no text anyone can read: encrypted state and its signatures.
+_LOGPROBS = ("content", "refusal")
+# What our own part of a body takes over from the upstream's: nothing that could hold the answer a second time.
+_HEAD = ("id", "object", "created", "model", "service_tier", "system_fingerprint")
+# Keys of reasoning items that hold no text anyone can read, if they look it: encrypted state and its signatures.
 _OPAQUE = (".signature", ".data", ".encrypted_content", ".id", ".type", ".format")
+# Pieces that count without text: an image is held to be read, a call to be whole.
+_FELT_EMPTY = (PartKind.UNSCANNABLE, PartKind.TOOL_CALL)
 # What a safe completion is asked for without: it must be one plain text, not streamed.
 _STRIPPED = (
     *("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call", "n", "stream", "stream_options"),
@@ -146,22 +153,36 @@ def ask_again(request: Request, instruction: str) -> bytes:
 def read_response(raw: bytes) -> Response:
     """Raises `UpstreamError` where the body is not a chat completion."""
     body = read_upstream_object(raw)
-    listed = body.get("choices")
-    if not isinstance(listed, list):
+    if not isinstance(body.get("choices"), list):
         raise UpstreamError("the upstream's answer has no 'choices'")
-    choices = tuple(_read_choice(expect(choice, dict, "a choice") or {}, at) for at, choice in enumerate(listed))
+    choices = tuple(_read_choice(choice, at) for at, choice in enumerate(_listed(body)))
     if len({choice.index for choice in choices}) < len(choices):
         raise UpstreamError("the upstream's answer has two choices of one index")
     return Response(raw, body, choices, read_usage(body))
 
 
-def _read_choice(choice: JSON, position: int) -> Choice:
+def _listed(body: JSON) -> list[JSON]:
+    if any(name != "choices" and name.casefold() == "choices" for name in body):
+        raise UpstreamError("the upstream's answer has 'choices' in other letters, which some readers take for the same")
+    choices: list[JSON] = expect(body.get("choices"), list, "choices") or []
+    if not all(isinstance(choice, dict) for choice in choices):
+        raise UpstreamError("the upstream sent a choice that is no object")
+    return choices
+
+
+def _index(choice: JSON, position: int) -> int:
     index = choice.get("index", position)
-    if not isinstance(index, int):
+    if not isinstance(index, int) or isinstance(index, bool):
         raise UpstreamError("the upstream sent a choice without a number")
+    return index
+
+
+def _read_choice(choice: JSON, position: int) -> Choice:
+    index = _index(choice, position)
     said = [piece for message in _messages(choice) for piece in _pieces(message, index)]
     parts = [Part(piece.kind, piece.text, piece.key) for piece in said]
-    return Choice(index, (*_joined(parts), *unknown_parts(_unknown(choice))), choice.get("finish_reason"))
+    unknown = unknown_parts(_unknown(choice, _visible(said)))
+    return Choice(index, (*_joined(parts), *unknown), choice.get("finish_reason"))
 
 
 def _messages(choice: JSON) -> list[JSON]:
@@ -174,17 +195,17 @@ def _messages(choice: JSON) -> list[JSON]:
 
 def _joined(parts: list[Part]) -> list[Part]:
     """Parts of one kind and key as one, in the order of their first appearance."""
-    texts: dict[tuple[PartKind, str], str] = {}
+    texts: dict[tuple[PartKind, str], list[str]] = {}
     for part in parts:
-        texts[part.kind, part.key] = texts.get((part.kind, part.key), "") + part.text
-    return [Part(kind, text, key) for (kind, key), text in texts.items()]
+        texts.setdefault((part.kind, part.key), []).append(part.text)
+    return [Part(kind, "".join(said), key) for (kind, key), said in texts.items()]
 
 
 def _pieces(message: JSON, index: int) -> Iterator[Piece]:
     """The known text of a message or delta, field by field."""
     for field in _REASONING:
         for path, text in strings(message.get(field), field):
-            if not path.endswith(_OPAQUE):
+            if not _is_opaque(path, text):
                 yield Piece(index, PartKind.REASONING, text, path)
     content = message.get("content")
     if isinstance(content, str):
@@ -200,8 +221,18 @@ def _pieces(message: JSON, index: int) -> Iterator[Piece]:
     for field in _MEDIA:
         if media := message.get(field):
             yield Piece(index, PartKind.UNSCANNABLE, "", field)
-            if isinstance(media, dict) and isinstance(media.get("transcript"), str):
-                yield Piece(index, PartKind.TEXT, media["transcript"], f"{field}.transcript")
+            yield from _beside_media(media, index, field)
+
+
+def _beside_media(media: Any, index: int, where: str) -> Iterator[Piece]:
+    """What can be read beside an image or audio: a transcript, a caption; not its URL, its id or its data."""
+    for path, text in strings(media, where):
+        if path.endswith(".transcript") or not is_blankless(text):
+            yield Piece(index, PartKind.TEXT, text, path)
+
+
+def _is_opaque(path: str, text: str) -> bool:
+    return path.endswith(_OPAQUE) and is_blankless(text)
 
 
 def _content_pieces(content: list[Any], index: int) -> Iterator[Piece]:
@@ -214,22 +245,23 @@ def _content_pieces(content: list[Any], index: int) -> Iterator[Piece]:
                 yield Piece(index, PartKind.TEXT, text, path)
         elif kind in ("thinking", "reasoning"):
             for path, text in strings(part, "content[]"):
-                if not path.endswith(_OPAQUE):
+                if not _is_opaque(path, text):
                     yield Piece(index, PartKind.REASONING, text, path)
         elif isinstance(kind, str) and ("image" in kind or "audio" in kind):
             yield Piece(index, PartKind.UNSCANNABLE, "", kind)
+            yield from _beside_media(part, index, "content[]")
         else:
             for path, text in strings(part, "content[]"):
                 yield Piece(index, PartKind.TEXT, text, path)
 
 
 def _call_pieces(call: JSON, index: int, position: int) -> Iterator[Piece]:
-    number = call.get("index", position)
+    key = str(call.get("index", position))
+    # Of a call nothing may leave before all of it is scored, also no event that says only its id.
+    yield Piece(index, PartKind.TOOL_CALL, "", key)
     for name in ("function", "custom"):
         if function := expect(call.get(name), dict, "a tool's call"):
-            yield from _function_pieces(function, index, str(number))
-    for _, text in unknown_strings(call, _CALL, "call"):
-        yield Piece(index, PartKind.TOOL_CALL, text, str(number))
+            yield from _function_pieces(function, index, key)
 
 
 def _function_pieces(function: JSON, index: int, key: str) -> Iterator[Piece]:
@@ -238,14 +270,49 @@ def _function_pieces(function: JSON, index: int, key: str) -> Iterator[Piece]:
     for field in ("arguments", "input"):
         if text := expect(function.get(field), str, "a tool call's arguments"):
             yield Piece(index, PartKind.TOOL_CALL, text, key)
-    for _, text in unknown_strings(function, _FUNCTION, "function"):
-        yield Piece(index, PartKind.TOOL_CALL, text, key)
 
 
-def _unknown(choice: JSON) -> Iterator[tuple[str, str]]:
+def _unknown(choice: JSON, said: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """The strings of a choice beside what is `said` in it, and where they stand."""
     yield from unknown_strings(choice, _CHOICE, "choice")
+    yield from strange_names(choice, ("finish_reason",), "choice")
+    yield from _spelled_otherwise(choice.get("logprobs"), "".join(said))
     for message in _messages(choice):
         yield from unknown_strings(message, _MESSAGE, "message")
+        yield from strange_names(message, ("role",), "message")
+        for call in _calls(message):
+            yield from unknown_strings(call, _CALL, "call")
+            yield from strange_names(call, ("index", "id", "type"), "call")
+        for function in _functions(message):
+            yield from unknown_strings(function, _FUNCTION, "function")
+
+
+def _calls(message: JSON) -> list[JSON]:
+    return [call for call in message.get("tool_calls") or () if call]
+
+
+def _functions(message: JSON) -> list[JSON]:
+    holders = [message.get("function_call")]
+    holders += [call.get(name) for call in _calls(message) for name in ("function", "custom")]
+    return [function for function in holders if function]
+
+
+def _spelled_otherwise(logprobs: Any, said: str) -> Iterator[tuple[str, str]]:
+    """Text in log probabilities that is not the choice's own text over again, in tokens."""
+    if not isinstance(logprobs, dict):
+        yield from strings(logprobs, "choice.logprobs")
+        return
+    for field in _LOGPROBS:
+        listed = logprobs.get(field)
+        tokens = [one["token"] for one in listed if _is_token(one)] if isinstance(listed, list) else []
+        yield f"choice.logprobs.{field}", "".join(tokens).removeprefix(said)
+    for path, text in strings(logprobs, "choice.logprobs"):
+        if len(text) > SHORT or not path.endswith(".token"):
+            yield path, text
+
+
+def _is_token(one: Any) -> bool:
+    return isinstance(one, dict) and isinstance(one.get("token"), str)
 
 
 def write_response(
@@ -258,17 +325,24 @@ def write_response(
     """A copy of the upstream's body with choices replaced, reasoning of the choices `unreasoned` dropped,
     the `guardrail` object added, and `usage` in place of the upstream's where it is given.
     """
-    body = deepcopy(response.body)
-    for at, choice in enumerate(body["choices"]):
+    choices = list(response.body["choices"])
+    for at, choice in enumerate(choices):
         index = choice.get("index", at)
         if index in replaced:
-            body["choices"][at] = _replaced_choice(index, replaced[index])
+            choices[at] = _replaced_choice(index, replaced[index])
         elif index in unreasoned:
-            body["choices"][at] = _unreasoned_choice(choice)
-    body["guardrail"] = note
+            choices[at] = _unreasoned_choice(choice)
+    kept = {name: value for name, value in response.body.items() if not replaced or not _may_repeat(name, value)}
+    body = {**kept, "choices": choices, "guardrail": note}
     if usage is not None:
         body["usage"] = {**(body.get("usage") or {}), **_write_usage(usage)}
     return write_json(body)
+
+
+def _may_repeat(name: str, value: Any) -> bool:
+    """Whether a field beside the choices could hold the replaced answer once more."""
+    known = name in _HEAD or name in ("choices", "usage")
+    return not known and any(len(text) > SHORT for _, text in strings({name: value}, ""))
 
 
 def _replaced_choice(index: int, replacement: Replacement) -> JSON:
@@ -331,24 +405,34 @@ def _head(request: Request, note: JSON, created: int, kind: str) -> JSON:
 def read_event(frame: Frame) -> StreamEvent:
     """Raises `UpstreamError` for a data frame that is neither JSON nor `[DONE]`."""
     if frame.data is None:
-        return StreamEvent(frame.raw)
+        return StreamEvent(_sayable(frame))
     if frame.data.strip() == b"[DONE]":
-        return StreamEvent(frame.raw, done=True)
+        return StreamEvent(_sayable(frame), done=True)
     body = read_upstream_object(frame.data)
     pieces: list[Piece] = []
     choices: list[int] = []
     finished: list[int] = []
-    for choice in expect(body.get("choices"), list, "choices") or ():
-        index = (expect(choice, dict, "a choice") or {}).get("index", 0)
-        if not isinstance(index, int):
-            raise UpstreamError("the upstream sent a choice without a number")
+    for choice in _listed(body):
+        index = _index(choice, 0)
         choices.append(index)
-        said = (piece for message in _messages(choice) for piece in _pieces(message, index))
-        pieces.extend(piece for piece in said if piece.text or piece.kind is PartKind.UNSCANNABLE)
-        pieces.extend(Piece(index, PartKind.UNKNOWN, text, path) for path, text in _unknown(choice) if text)
+        said = [piece for message in _messages(choice) for piece in _pieces(message, index)]
+        pieces.extend(piece for piece in said if piece.text or piece.kind in _FELT_EMPTY)
+        unknown = _unknown(choice, _visible(said))
+        pieces.extend(Piece(index, PartKind.UNKNOWN, text, path) for path, text in unknown if text)
         if choice.get("finish_reason"):
             finished.append(index)
-    return StreamEvent(frame.raw, body, tuple(pieces), tuple(choices), tuple(finished), read_usage(body))
+    return StreamEvent(_sayable(frame), body, tuple(pieces), tuple(choices), tuple(finished), read_usage(body))
+
+
+def _visible(said: Iterable[Piece]) -> Iterator[str]:
+    return (piece.text for piece in said if piece.kind in (PartKind.TEXT, PartKind.REFUSAL))
+
+
+def _sayable(frame: Frame) -> bytes:
+    """The frame as it came, unless more than a name stands in it beside its data: nobody judges comments."""
+    if len(frame.beside) <= SHORT:
+        return frame.raw
+    return b":\n\n" if frame.data is None else write_frame(frame.data.replace(b"\n", b"\ndata: "))
 
 
 def without_choices(event: StreamEvent, dropped: Collection[int]) -> StreamEvent | None:
@@ -415,7 +499,7 @@ def replace_events(
     source = like.body if like is not None and like.body is not None else None
     head = _head(request, note, created, "chat.completion.chunk")
     if source is not None:
-        head = {name: value for name, value in source.items() if name not in ("choices", "usage")}
+        head |= {name: source[name] for name in _HEAD if name in source}
     delta: JSON = {} if begun else {"role": "assistant"}
     delta["refusal" if replacement.as_refusal else "content"] = prefix + replacement.text
     text = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
@@ -428,7 +512,7 @@ def replace_events(
 
 def usage_event(like: StreamEvent | None, usage: Usage) -> bytes:
     head = (like.body if like is not None else None) or {}
-    kept = {name: value for name, value in head.items() if name not in ("choices", "guardrail")}
+    kept = {name: head[name] for name in _HEAD if name in head}
     return write_frame(write_json({**kept, "choices": [], "usage": _write_usage(usage)}))
 
 

@@ -8,7 +8,7 @@ in, so that it can leave as it came.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from guardrail.errors import UpstreamError
 
@@ -19,24 +19,28 @@ _LINE = re.compile(rb"\r\n|\n|\r")
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """`data` is None for a frame without a data line (a comment, a heartbeat)."""
+    """`data` is None for a frame without a data line (a comment, a heartbeat); `beside` is every line that is none."""
 
     raw: bytes
     data: bytes | None
     event: str = ""
+    beside: bytes = field(default=b"", compare=False)
 
 
 def parse_frame(raw: bytes) -> Frame:
     data: list[bytes] = []
+    beside: list[bytes] = []
     event = ""
     for line in _LINE.split(raw):
         name, _, value = line.partition(b":")
         value = value.removeprefix(b" ")
-        if name.removeprefix(b"\xef\xbb\xbf") == b"data":
+        if name == b"data":
             data.append(value)
-        elif name == b"event":
+            continue
+        beside.append(line)
+        if name == b"event":
             event = value.decode("utf-8", "replace")
-    return Frame(raw, b"\n".join(data) if data else None, event)
+    return Frame(raw, b"\n".join(data) if data else None, event, b"".join(beside))
 
 
 class SSEReader:
@@ -45,6 +49,7 @@ class SSEReader:
     def __init__(self, limit: int = 1 << 20) -> None:
         self._held = bytearray()
         self._seen = 0
+        self._begun = False
         self._limit = limit
 
     def push(self, chunk: bytes) -> list[Frame]:
@@ -54,7 +59,7 @@ class SSEReader:
         # The four bytes before what was searched last time may be part of a line end that was cut.
         search = max(0, self._seen - 4)
         while match := _END.search(self._held, max(start, search)):
-            frames.append(parse_frame(bytes(self._held[start : match.end()])))
+            frames.append(self._parse(bytes(self._held[start : match.end()])))
             start = match.end()
         del self._held[:start]
         self._seen = len(self._held)
@@ -71,7 +76,13 @@ class SSEReader:
             return None
         if not rest.endswith((b"\n", b"\r")):
             rest += b"\n"
-        return parse_frame(rest + b"\n")
+        return self._parse(rest + b"\n")
+
+    def _parse(self, raw: bytes) -> Frame:
+        # A byte order mark counts at the very start alone; a `data` line that has one later is no `data` line.
+        plain = raw if self._begun else raw.removeprefix(b"\xef\xbb\xbf")
+        self._begun = True
+        return replace(parse_frame(plain), raw=raw)
 
 
 def write_frame(data: bytes, event: str = "") -> bytes:

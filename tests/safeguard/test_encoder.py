@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from guardrail.safeguard import int8
 from guardrail.safeguard.encoder import Encoder, Shape, from_bert
 
-TINY = {
+TINY: dict[str, Any] = {
     "vocab_size": 50,
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -33,7 +35,8 @@ def test_it_agrees_with_transformers(inputs: tuple[torch.Tensor, torch.Tensor, t
     from transformers import BertConfig, BertModel
 
     ids, mask, segments = inputs
-    theirs = BertModel(BertConfig(**TINY), add_pooling_layer=False).eval()
+    theirs: torch.nn.Module = BertModel(BertConfig(**TINY), add_pooling_layer=False)
+    theirs.eval()
     ours = Encoder(Shape.of_bert(TINY)).eval()
     ours.load_state_dict(from_bert(theirs.state_dict()))
     with torch.inference_mode():

@@ -45,9 +45,11 @@ def test_a_logistic_curve_is_found_again() -> None:
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 3, 20_000)
     labels = (rng.random(20_000) < 1 / (1 + np.exp(-(0.7 * logits - 1.2)))).astype(float)
-    scale, bias = fit_logistic(logits, labels, np.ones_like(labels))
-    assert scale == pytest.approx(0.7, abs=0.03)
+    scales, bias = fit_logistic(logits[:, None], labels, np.ones_like(labels))
+    assert scales == pytest.approx([0.7], abs=0.03)
     assert bias == pytest.approx(-1.2, abs=0.06)
+    against = np.column_stack([logits, -labels])
+    assert fit_logistic(against, labels, np.ones_like(labels))[0] == pytest.approx([0.7, 0.0], abs=0.03)
 
 
 def test_prior_weights_make_the_share() -> None:

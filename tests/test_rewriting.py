@@ -1,0 +1,265 @@
+"""From a flagged draft to text that may be shown: in order, scored, and at worst the template."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pytest
+
+from guardrail.compiled import Compiled
+from guardrail.conversation import Usage
+from guardrail.decision import Routes
+from guardrail.errors import UpstreamError
+from guardrail.policy import Bands, Kind, Mode, Policy, Redirection, Rule, Tier
+from guardrail.rewriting import (
+    BUILT_IN,
+    Candidate,
+    Draft,
+    Rewritten,
+    SpanRewriter,
+    UpstreamRewriter,
+    cut,
+    refuse,
+    rewrite,
+    verify,
+)
+from guardrail.scoring import Passage, Score, Span, Vector, Verdict
+
+pytestmark = pytest.mark.anyio
+
+
+def rule(name: str, bands: Bands) -> Rule:
+    sorry = Redirection(f"Sorry, {name}.", ("the outline",))
+    return Rule(
+        name, name, Kind.FACILITATION, Tier.RESTRICTED, bands, sorry, "Left out.", "", safe_completion="Be brief."
+    )
+
+
+LOOSE, TIGHT = rule("unclassified", Bands(0.5, 0.9)), rule("tight", Bands(0.2, 0.9))
+TEMPLATES = {"tight": "Sorry, tight.", "unclassified": "Sorry, unclassified.", "": "Not now."}
+
+
+def compiled(*rewriters: str, lines: Mapping[str, str] | None = None) -> Compiled:
+    order = (*rewriters, "template")
+    policy = Policy("p", "1", "P", (LOOSE, TIGHT), Redirection("Not now."), "", "0" * 64, rewriters=order)
+    return Compiled(policy, Routes((), np.zeros((0, 1), np.float32)), TEMPLATES, lines or {})
+
+
+class Values:
+    """Scores a text by the number it holds, as in "0.3"; "?" cannot be scored. Remembers what it saw."""
+
+    fingerprint = "values"
+
+    def __init__(self) -> None:
+        self.seen: list[Passage] = []
+
+    async def score(self, passages: Sequence[Passage]) -> list[Score]:
+        self.seen += passages
+        return [self._score(passage.text) for passage in passages]
+
+    def _score(self, text: str) -> Score:
+        if "?" in text:
+            return Score(0.0, verdict=Verdict.UNREADABLE)
+        return Score(max((float(word) for word in text.split() if word[0].isdigit()), default=0.0))
+
+    async def embed(self, texts: Sequence[str]) -> Vector:
+        return np.zeros((len(texts), 1), np.float32)
+
+
+class Says:
+    """A rewriter that offers one text, nothing, an error, or nothing for a long time."""
+
+    def __init__(self, offer: str | Exception | None, wait: float = 0) -> None:
+        self.offer = offer
+        self.wait = wait
+        self.asked = 0
+
+    async def rewrite(self, draft: Draft) -> Candidate | None:
+        self.asked += 1
+        await asyncio.sleep(self.wait)
+        if isinstance(self.offer, Exception):
+            raise self.offer
+        return None if self.offer is None else Candidate(self.offer, Usage(1, 2))
+
+
+async def nobody(instruction: str) -> tuple[str, Usage]:
+    raise AssertionError("the upstream is not asked here")
+
+
+def draft(
+    text: str = "draft", *spans: tuple[int, int], shown: str = "", whole: bool = True, rule: Rule = TIGHT
+) -> Draft:
+    return Draft("How?", rule, text, tuple(Span(*span, 0.9) for span in spans), nobody, shown, whole)
+
+
+Offer = str | Exception | None
+
+
+async def first(one: Offer, other: Offer, wait: float = 0) -> Rewritten:
+    """What comes of two offers, in this order."""
+    rewriters = {"upstream": Says(one, wait), "spans": Says(other, wait)}
+    return await rewrite(draft(), compiled("upstream", "spans"), Values(), rewriters, deadline=0.2, score_timeout=0.1)
+
+
+UPSTREAM = UpstreamError("down")
+# offers in order -> the text shown, who made it
+ORDER: list[tuple[str, tuple[Offer, Offer], str, str]] = [
+    ("the first that passes", ("fine 0.1", "fine 0.0"), "fine 0.1", "upstream"),
+    ("one that fails is never shown", ("bad 0.95", "fine 0.1"), "fine 0.1", "spans"),
+    ("a safe completion is no pass", ("bad 0.6", "fine 0.1"), "fine 0.1", "spans"),
+    ("the rule that flagged is asked too", ("so so 0.3", "fine 0.1"), "fine 0.1", "spans"),
+    ("its limit is no pass", ("so so 0.2", "fine 0.19"), "fine 0.19", "spans"),
+    ("no score is no pass", ("what?", "fine 0.1"), "fine 0.1", "spans"),
+    ("none passes", ("bad 0.5", "bad 0.9"), "Sorry, tight.", "template"),
+    ("an error is nothing to offer", (UPSTREAM, "fine 0.1"), "fine 0.1", "spans"),
+    ("nothing to offer", (None, "fine 0.1"), "fine 0.1", "spans"),
+    ("nobody has anything", (None, UPSTREAM), "Sorry, tight.", "template"),
+]
+
+
+@pytest.mark.parametrize(("offers", "text", "by"), [case[1:] for case in ORDER], ids=[case[0] for case in ORDER])
+async def test_the_first_that_passes_is_shown(offers: tuple[Offer, Offer], text: str, by: str) -> None:
+    shown = await first(*offers)
+    assert (shown.text, shown.by) == (text, by)
+    assert shown.mode is (Mode.REFUSE if by == "template" else Mode.SAFE_COMPLETION)
+    assert (shown.value is None) == (by == "template")
+
+
+async def test_what_was_spent_is_counted_whatever_came_of_it() -> None:
+    assert (await first("bad 0.9", "fine 0.1")).usage == Usage(2, 4)
+    assert (await first("bad 0.9", "bad 0.9")).usage == Usage(2, 4)
+    assert (await first(None, UPSTREAM)).usage == Usage()
+
+
+async def test_past_the_deadline_the_template_stands() -> None:
+    started = asyncio.get_running_loop().time()
+    assert (await first("fine 0.1", None, wait=60)).by == "template"
+    assert asyncio.get_running_loop().time() - started < 5
+
+
+async def test_a_scorer_that_stalls_lets_nothing_through() -> None:
+    class Stalls(Values):
+        async def score(self, passages: Sequence[Passage]) -> list[Score]:
+            await asyncio.sleep(60)
+            return []
+
+    assert await verify("fine", draft(), compiled(), Stalls(), 0.01) is None
+
+
+async def test_after_the_template_nobody_is_asked() -> None:
+    said = Says("fine")
+    shown = await rewrite(draft(), compiled(), Values(), {"upstream": said}, deadline=1, score_timeout=1)
+    assert (shown.by, said.asked) == ("template", 0)
+
+
+async def test_a_candidate_is_scored_with_what_was_shown_before_it() -> None:
+    scorer = Values()
+    assert await verify("more 0.1", draft(shown="so far 0.4 "), compiled(), scorer, 1) is None
+    assert await verify("more 0.1", draft(shown="so far 0.0 "), compiled(), scorer, 1) == 0.1
+    assert scorer.seen == [Passage("How?", "so far 0.4 more 0.1"), Passage("How?", "so far 0.0 more 0.1")]
+    # Under the looser rule's band, 0.4 passes.
+    assert await verify("more 0.1", draft(shown="so far 0.4 ", rule=LOOSE), compiled(), scorer, 1) == 0.4
+
+
+async def test_help_goes_with_whatever_is_said_of_a_crisis() -> None:
+    ready = compiled("upstream", lines={"tight": "Call the helpline."})
+    scorer = Values()
+    shown = await rewrite(draft(), ready, scorer, {"upstream": Says("fine")}, deadline=1, score_timeout=1)
+    assert shown.text == "fine\n\nCall the helpline."
+    assert scorer.seen[0].text == "fine\n\nCall the helpline."  # what is scored is what is shown
+    other = await rewrite(draft(rule=LOOSE), ready, Values(), {"upstream": Says("fine")}, deadline=1, score_timeout=1)
+    assert other.text == "fine"
+
+
+def test_a_refusal_is_the_rules_template() -> None:
+    assert refuse("tight", compiled()) == Rewritten(Mode.REFUSE, "Sorry, tight.", "template", None, Usage())
+    assert refuse(None, compiled(), Usage(1, 2)).text == "Not now."
+
+
+# The rewriters that come with the house
+
+
+async def test_the_upstream_is_asked_under_the_rules_instruction() -> None:
+    asked: list[str] = []
+
+    async def ask(instruction: str) -> tuple[str, Usage]:
+        asked.append(instruction)
+        return "  An outline.\n", Usage(3, 4)
+
+    made = await UpstreamRewriter().rewrite(Draft("How?", TIGHT, "secret draft", (), ask))
+    assert made == Candidate("An outline.", Usage(3, 4))
+    assert "Be brief." in asked[0]
+    assert "secret draft" not in asked[0]
+
+
+async def test_an_upstream_that_says_nothing_offers_nothing() -> None:
+    async def ask(instruction: str) -> tuple[str, Usage]:
+        return " \n", Usage(3, 0)
+
+    assert await UpstreamRewriter().rewrite(Draft("How?", TIGHT, "draft", (), ask)) is None
+
+
+NOTED = "\n\nLeft out.\n\nI can help with:\n- the outline"
+# draft -> what is kept, None where spans cannot mend it
+MENDED: list[tuple[Draft, str | None]] = [
+    (draft("Good. Bad. Fine.", (6, 10)), "Good.  Fine." + NOTED),
+    (draft("Good. Bad.", (6, 10)), "Good." + NOTED),
+    (draft("Bad.", (0, 4)), None),
+    (draft("Bad!  ...", (0, 4)), None),
+    (draft("Good. Bad."), None),
+    (draft("Good. Bad.", (6, 10), whole=False), None),
+]
+
+
+@pytest.mark.parametrize(("given", "text"), MENDED)
+async def test_spans_are_cut_and_it_is_said(given: Draft, text: str | None) -> None:
+    made = await SpanRewriter().rewrite(given)
+    assert (made and made.text) == text
+
+
+def test_the_policys_names_are_built_in() -> None:
+    assert {*BUILT_IN, "template"} == {"upstream", "spans", "template"}
+
+
+# before, with what is cut between ⟦ and ⟧ -> after
+CUT = [
+    # sentences
+    ("One. ⟦Two.⟧ Three.", "One.  Three."),
+    ("⟦One.⟧ Two.", "Two."),
+    ("One. ⟦Two.⟧", "One."),
+    ("⟦One.⟧⟦ Two.⟧ Three.", "Three."),
+    ("One.\n\n⟦Two.⟧\n\nThree.", "One.\n\nThree."),
+    ("⟦All of it.⟧", ""),
+    # list items
+    ("- one\n- ⟦two⟧\n- three", "- one\n- three"),
+    ("1. one\n2. ⟦two⟧\n3) ⟦three⟧\n4. four", "1. one\n4. four"),
+    ("* **Mix:** ⟦two⟧\n* three", "* three"),
+    ("  - ⟦nested⟧\n- one", "- one"),
+    ("- one ⟦two⟧\n- three", "- one \n- three"),
+    # a code block goes whole
+    ("See:\n```sh\nfirst\n⟦second⟧\nthird\n```\nDone.", "See:\n\nDone."),
+    ("See ⟦this:\n```\nfirst⟧\nsecond\n```\nDone.", "See \nDone."),
+    ("```\n⟦first⟧\n```\nand\n```\nsecond\n```", "and\n```\nsecond\n```"),
+    ("See:\n```\n⟦never closed⟧\nmore", "See:"),
+    ("```\nkept\n```\n⟦Bad.⟧ Good.", "```\nkept\n```\n Good."),
+]
+
+
+@pytest.mark.parametrize(("before", "after"), CUT)
+def test_cut(before: str, after: str) -> None:
+    text, spans = "", []
+    for piece in before.split("⟦"):
+        bad, mark, rest = piece.partition("⟧")
+        if mark:
+            spans.append(Span(len(text), len(text) + len(bad), 0.9))
+        text += bad + rest
+    assert cut(text, spans) == after
+    assert cut(text, spans[::-1]) == after
+
+
+def test_cut_takes_overlapping_ranges_and_those_beyond_the_end() -> None:
+    assert cut("abcdef", [Span(1, 4, 0.9), Span(2, 3, 0.9), Span(3, 5, 0.9)]) == "af"
+    assert cut("abcdef", [Span(4, 99, 0.9)]) == "abcd"
+    assert cut("abcdef", []) == "abcdef"
