@@ -32,7 +32,7 @@ class Settings:
     models: dict[str, str] = _setting({}, "litellm upstreams: the names clients may use, and litellm's name of each")
     allow_image_urls: bool = _setting(False, "litellm upstreams: pass image URLs, which litellm may fetch itself")
     host: str = _setting("127.0.0.1", "address to listen on")
-    port: int = _setting(8080, "port to listen on")
+    port: int = _setting(8080, "port to listen on; 0 takes a free one")
     policy: str = _setting("default", "name of a policy that ships, or path of a Markdown file")
     region: str = _setting("", "country for crisis lines (ISO 3166, two letters); never guessed from the caller")
     language: str = _setting("en", "language of the sentences around crisis lines")
@@ -59,7 +59,7 @@ class Settings:
         for item in fields(self):
             value = getattr(self, item.name)
             # Not `value <= 0`: NaN is neither above 0 nor below it.
-            if item.type in ("int", "float") and not (value > 0 or (value == 0 and item.name == "threads")):
+            if item.type in ("int", "float") and not (value > 0 or (value == 0 and item.name in _MAY_BE_ZERO)):
                 raise ConfigError(f"{item.name} must be above 0")
         if self.upstream_key and not is_loopback(self.host):
             raise ConfigError(
@@ -74,7 +74,7 @@ _CHOICES = {
     "log_format": ("json", "text"),
     "log_level": ("debug", "info", "warning", "error"),
 }
-# A file in other hands must not pick these; they are read from the environment or the options just the same.
+_MAY_BE_ZERO = ("threads", "port")
 _TYPES: Mapping[str, type | tuple[type, ...]] = {"str": str, "int": int, "float": (int, float), "bool": bool}
 
 

@@ -23,7 +23,7 @@ from guardrail.policy import Mode, PromptMode, Tier
 from guardrail.record import Recorder
 from guardrail.rewriting import Rewriter, instruction, refuse
 from guardrail.scoring import Passage, Scorer, Verdict, score_all
-from guardrail.stations import Limits, Stations, read_body
+from guardrail.stations import Limits, Stations, check_choices, read_body
 from guardrail.stream import EVENT_STREAM, GuardedStream, RelayedStream
 from guardrail.telemetry import Telemetry
 from guardrail.upstream import Upstream, UpstreamResponse
@@ -33,6 +33,7 @@ from guardrail.wire.fields import write_error
 # What comes back of the upstream's headers (DESIGN: what the client sees); never an encoding or a cookie.
 _RETURNED = ("content-type", "retry-after", "x-request-id")
 _RETURNED_PREFIX = "x-ratelimit-"
+_LONGEST_HEADER = 200
 
 
 class Stream(Protocol):
@@ -110,11 +111,7 @@ class Guard:
             return await self._relay(case, wire, request, headers)
         mode = self._compiled.policy.prompt
         if mode is PromptMode.OBSERVE:
-            async with asyncio.TaskGroup() as group:
-                # The prompt is judged while the upstream works; nobody waits for it.
-                observing = group.create_task(self._judge_prompt(case, request))
-                answer = await self._send(case, wire, request.raw, headers)
-                del observing
+            answer = await self._send_observed(case, wire, request, headers)
         else:
             body = request.raw
             if mode is PromptMode.ENFORCE:
@@ -124,13 +121,16 @@ class Guard:
                 if rule is not None:
                     body = wire.instruct(request, instruction(self._compiled.policy.rule(rule)))
             answer = await self._send(case, wire, body, headers)
-        if request.stream and EVENT_STREAM in answer.headers.get("content-type", ""):
+        # The type is ours to say: under another one, or in another charset, the client would read another text.
+        if request.stream and _media_type(answer) == EVENT_STREAM:
             stream = GuardedStream(self._stations, case, wire, request, answer, headers)
             self._streams.add(stream)
-            return Reply(200, {**_returned(answer), "cache-control": "no-cache", **case.headers()}, stream)
+            head = {"content-type": f"{EVENT_STREAM}; charset=utf-8", "cache-control": "no-cache"}
+            return Reply(200, {**_returned(answer), **head, **case.headers()}, stream)
         raw = await read_body(answer.stream, self._limits.response_bytes)
         body = await self._guard(self._stations, case, wire, request, wire.read_response(raw), headers)
-        return Reply(200, {**_returned(answer), **case.headers(with_mode=True)}, body)
+        head = {"content-type": "application/json"}
+        return Reply(200, {**_returned(answer), **head, **case.headers(with_mode=True)}, body)
 
     async def _guard(
         self,
@@ -142,6 +142,7 @@ class Guard:
         headers: Mapping[str, str],
     ) -> bytes:
         """The body for the client: the upstream's own bytes, or a copy in which flagged choices are replaced."""
+        check_choices(request, (choice.index for choice in response.choices))
         case.usage = response.usage
         judgements = await self._judge(stations, case, request, response)
         texts = {choice.index: choice.text() for choice in response.choices}
@@ -175,7 +176,7 @@ class Guard:
             findings[index].append(finding)
         for index, part in parts:
             if part.kind is PartKind.UNSCANNABLE:
-                findings[index].append(stations.unscannable(part.key))
+                findings[index].append(stations.unscannable(case, part.key))
         return [judge(index, listed) for index, listed in findings.items()]
 
     async def _send(self, case: Case, wire: WireFormat, body: bytes, headers: Mapping[str, str]) -> UpstreamResponse:
@@ -184,7 +185,7 @@ class Guard:
             if answer.status == 200:
                 return answer
             raw = await read_body(answer.stream, self._limits.response_bytes)
-        if answer.status < 400:
+        if not 400 <= answer.status < 600:
             raise UpstreamError(f"the upstream answered {answer.status}, which is neither an answer nor an error")
         raise UpstreamRejected(answer.status, _returned(answer), raw)
 
@@ -198,6 +199,22 @@ class Guard:
         return Reply(200, head, await read_body(answer.stream, self._limits.response_bytes))
 
     # Prompts
+
+    async def _send_observed(
+        self, case: Case, wire: WireFormat, request: Request, headers: Mapping[str, str]
+    ) -> UpstreamResponse:
+        """The prompt is judged while the upstream works."""
+        observing = asyncio.create_task(self._judge_prompt(case, request))
+        try:
+            answer = await self._send(case, wire, request.raw, headers)
+            try:
+                await observing
+            except BaseException:
+                await answer.stream.aclose()
+                raise
+            return answer
+        finally:
+            observing.cancel()
 
     async def _judge_prompt(self, case: Case, request: Request) -> Finding:
         assert self._scorer is not None  # noqa: S101 - for the type checker
@@ -237,5 +254,14 @@ class Guard:
 
 def _returned(answer: UpstreamResponse) -> dict[str, str]:
     return {
-        name: value for name, value in answer.headers.items() if name in _RETURNED or name.startswith(_RETURNED_PREFIX)
+        name: value
+        for name, value in answer.headers.items()
+        if (name in _RETURNED or name.startswith(_RETURNED_PREFIX))
+        and len(value) <= _LONGEST_HEADER
+        and value.isascii()
+        and value.isprintable()
     }
+
+
+def _media_type(answer: UpstreamResponse) -> str:
+    return answer.headers.get("content-type", "").partition(";")[0].strip().lower()

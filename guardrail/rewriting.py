@@ -21,6 +21,9 @@ from guardrail.scoring import Passage, Scorer, Span, Verdict, score_all
 
 _log = logging.getLogger("guardrail.rewriting")
 
+# The shell of a list item. Possessive, for a model may write any number of blanks.
+_EMPTY_ITEM = re.compile(r"^[ \t]*+(?:[-*+]|\d++[.)])[ \t]*+(?:\*\*[^*\n]{0,40}\*\*:?)?+[ \t]*+$\n?", re.MULTILINE)
+
 # Said between what a client has read of a stream and what follows in its place.
 BRIDGE = "\n\nI'll leave the detail there and keep to what is safe to share.\n\n"
 
@@ -118,8 +121,7 @@ def cut(text: str, spans: Sequence[Span]) -> str:
         kept.append(text[at : max(at, start)])
         at = max(at, end)
     left = "".join([*kept, text[at:]])
-    left = re.sub(r"^[ \t]*+(?:[-*+]|\d++[.)])[ \t]*+(?:\*\*[^*\n]{0,40}\*\*:?)?+[ \t]*+$\n?", "", left, flags=re.MULTILINE)
-    return re.sub(r"\n{3,}", "\n\n", left).strip()
+    return re.sub(r"\n{3,}", "\n\n", _EMPTY_ITEM.sub("", left)).strip()
 
 
 BUILT_IN: Mapping[str, Rewriter] = {"upstream": UpstreamRewriter(), "spans": SpanRewriter()}

@@ -16,7 +16,7 @@ from guardrail.errors import GuardrailError, UpstreamError
 from guardrail.policy import Mode
 from guardrail.rewriting import BRIDGE
 from guardrail.scoring import Verdict
-from guardrail.stations import Stations
+from guardrail.stations import Stations, check_choices
 from guardrail.streaming import Cleared, Holdback, Schedule, Window
 from guardrail.upstream import UpstreamResponse
 from guardrail.wire import WireFormat
@@ -60,6 +60,12 @@ class GuardedStream:
         except GuardrailError as error:
             await self._finish("failed")
             yield write_frame(write_error(error))
+        except Exception:
+            # A bug of ours: the client is told that this is no end, and it goes on to where bugs are logged.
+            await self._finish("failed")
+            failed = GuardrailError("the guard failed; the answer was cut short", code="internal_error")
+            yield write_frame(write_error(failed))
+            raise
         finally:
             await self.aclose()
 
@@ -109,6 +115,7 @@ class GuardedStream:
 
     async def _take(self, event: StreamEvent) -> list[bytes]:
         """What may go to the client now that this event has come."""
+        check_choices(self._request, event.choices)
         self._finished.update(event.finished)
         if event.done:
             self._done = True
@@ -121,12 +128,13 @@ class GuardedStream:
         out = []
         media = [piece for piece in event.pieces if piece.kind is PartKind.UNSCANNABLE]
         for index in {piece.choice for piece in media} - self._hold.gone:
-            found = self._stations.unscannable(media[0].key)
+            found = self._stations.unscannable(self._case, media[0].key)
             if found.mode is not Mode.DIRECT:
                 out += await self._intervene(index, [found])
         out += await self._settle()
         if self._hold.overfull:
             full = Finding(PartKind.UNKNOWN, "", Mode.REFUSE, None, None, verdict=Verdict.ERROR)
+            self._case.meets(full)
             for index in self._hold.open:
                 out += await self._intervene(index, [full])
             out += self._write(self._hold.release())

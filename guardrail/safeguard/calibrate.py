@@ -30,7 +30,7 @@ _RAW = Calibration()
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """Of held-out answers: logits of whole and hottest sentence, shape (n, 2), labels, and the half of each question."""
+    """Of held-out answers: logits of whole and hottest sentence, shape (n, 2), labels, and each question's half."""
 
     logits: Numbers
     labels: Numbers
@@ -95,7 +95,7 @@ def _buried(rows: Sequence[Row], seed: int) -> list[Row]:
         return []
     return [
         replace(
-            row, source=BURIED, response=f"{rng.choice(harmless)}\n\n{row.response[:1500]}\n\n{rng.choice(harmless)}"
+            row, source=BURIED, response=f"{rng.choice(harmless)}\n\n{row.response[:800]}\n\n{rng.choice(harmless)}"
         )
         for row in rng.sample(harmful, len(harmful) // 4)
     ]

@@ -163,7 +163,7 @@ def read_response(raw: bytes) -> Response:
 
 def _listed(body: JSON) -> list[JSON]:
     if any(name != "choices" and name.casefold() == "choices" for name in body):
-        raise UpstreamError("the upstream's answer has 'choices' in other letters, which some readers take for the same")
+        raise UpstreamError("the upstream's answer spells 'choices' in a way that only some readers accept")
     choices: list[JSON] = expect(body.get("choices"), list, "choices") or []
     if not all(isinstance(choice, dict) for choice in choices):
         raise UpstreamError("the upstream sent a choice that is no object")
@@ -257,11 +257,10 @@ def _content_pieces(content: list[Any], index: int) -> Iterator[Piece]:
 
 def _call_pieces(call: JSON, index: int, position: int) -> Iterator[Piece]:
     key = str(call.get("index", position))
+    functions = [expect(call.get(name), dict, "a tool's call") for name in ("function", "custom")]
+    said = [piece for function in functions if function for piece in _function_pieces(function, index, key)]
     # Of a call nothing may leave before all of it is scored, also no event that says only its id.
-    yield Piece(index, PartKind.TOOL_CALL, "", key)
-    for name in ("function", "custom"):
-        if function := expect(call.get(name), dict, "a tool's call"):
-            yield from _function_pieces(function, index, key)
+    yield from said or [Piece(index, PartKind.TOOL_CALL, "", key)]
 
 
 def _function_pieces(function: JSON, index: int, key: str) -> Iterator[Piece]:

@@ -212,7 +212,11 @@ MESSAGES: list[tuple[str, JSON, list[Part]]] = [
         [Part(CALL, "sh\nls", "0")],
     ),
     ("the old form", {"function_call": {"name": "f", "arguments": "{}"}}, [Part(CALL, "f\n{}", "function_call")]),
-    ("unknown in a call", {"tool_calls": [{**WEATHER, "why": "so"}]}, [Part(CALL, 'weather\n{"in":"Oslo"}so', "0")]),
+    (
+        "unknown in a call",
+        {"tool_calls": [{**WEATHER, "why": LONG}]},
+        [Part(CALL, 'weather\n{"in":"Oslo"}', "0"), Part(UNKNOWN, LONG, "call.why")],
+    ),
     # fields nobody told us about
     ("unknown, long", {"vendor": LONG}, [Part(UNKNOWN, LONG, "message.vendor")]),
     ("unknown, short", {"vendor": SHORT}, []),
