@@ -24,8 +24,7 @@ _log = logging.getLogger("guardrail.rewriting")
 # The shell of a list item. Possessive, for a model may write any number of blanks.
 _EMPTY_ITEM = re.compile(r"^[ \t]*+(?:[-*+]|\d++[.)])[ \t]*+(?:\*\*[^*\n]{0,40}\*\*:?)?+[ \t]*+$\n?", re.MULTILINE)
 
-# Said between what a client has read of a stream and what follows in its place.
-BRIDGE = "\n\nI'll leave the detail there and keep to what is safe to share.\n\n"
+_BRIDGE = "\n\nI'll leave the detail there and keep to what is safe to share.\n\n"
 
 # Asks the upstream for the same answer under an instruction; gives the text and what it cost.
 Ask = Callable[[str], Awaitable[tuple[str, Usage]]]
@@ -122,6 +121,13 @@ def cut(text: str, spans: Sequence[Span]) -> str:
         at = max(at, end)
     left = "".join([*kept, text[at:]])
     return re.sub(r"\n{3,}", "\n\n", _EMPTY_ITEM.sub("", left)).strip()
+
+
+def bridge(shown: str) -> str:
+    """What stands between the part of a stream that a client has read and what follows in its place."""
+    if not shown.strip():
+        return ""
+    return _BRIDGE if shown.rstrip().endswith((".", "!", "?", ":")) else f"…{_BRIDGE}"
 
 
 BUILT_IN: Mapping[str, Rewriter] = {"upstream": UpstreamRewriter(), "spans": SpanRewriter()}

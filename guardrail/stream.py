@@ -14,7 +14,7 @@ from guardrail.conversation import PartKind, Request, StreamEvent, Usage
 from guardrail.decision import Finding, Judgement
 from guardrail.errors import GuardrailError, UpstreamError
 from guardrail.policy import Mode
-from guardrail.rewriting import BRIDGE
+from guardrail.rewriting import bridge
 from guardrail.scoring import Verdict
 from guardrail.stations import Stations, check_choices
 from guardrail.streaming import Cleared, Holdback, Schedule, Window
@@ -190,7 +190,7 @@ class GuardedStream:
             self._case.note(),
             created=self._case.created,
             begun=begun,
-            prefix=BRIDGE if shown.strip() and not replacement.as_refusal else "",
+            prefix="" if replacement.as_refusal else bridge(shown),
         )
 
     def _write(self, events: list[StreamEvent]) -> list[bytes]:

@@ -54,7 +54,6 @@ FILES = [
     ("allow_image_urls: 1", "allow_image_urls must be of type bool, not int"),
     ("port:", "port must be of type int, not NoneType"),
     # values
-    ("port: 0", "port must be above 0"),
     ("port: -1", "port must be above 0"),
     ("threads: -1", "threads must be above 0"),
     ("read_timeout: .nan", "read_timeout must be above 0"),

@@ -123,7 +123,7 @@ def test_the_rule_says_how_a_refusal_finishes(streamed: bool, text: str, finish:
 def test_what_a_stream_released_stays_and_a_bridge_follows() -> None:
     with proxy(answering(MILD)) as guarded:
         text, _, _ = said(guarded, streamed=True)
-    released = text.partition("\n\nI'll leave the detail there")[0]
+    released = text.partition("…\n\nI'll leave the detail there")[0]
     assert len(released) > 40
     assert CLEAN.startswith(released)
 

@@ -269,6 +269,13 @@ def test_unknown_request_fields_reach_the_upstream_as_they_came() -> None:
     assert upstream.requests == [body]
 
 
+def test_nothing_is_stored_upstream() -> None:
+    upstream = FakeUpstream(lambda _: completion("Hello."))
+    with proxy(upstream) as guarded:
+        post(guarded.url, ask(store=True))
+    assert upstream.requests[0]["store"] is False
+
+
 def test_the_operator_s_off_switch_relays_and_says_unscored() -> None:
     body = completion("Take ⟦cbrn 0.9⟧.")
     with proxy(FakeUpstream(lambda _: body), unjudged=True) as guarded:

@@ -398,6 +398,7 @@ def raw_server(answer: bytes, *, dribble: float = 0.0) -> Any:
     @contextmanager
     def serve() -> Iterator[str]:
         listener = socket.create_server(("127.0.0.1", 0))
+        listener.settimeout(5)
         stop = threading.Event()
 
         def run() -> None:

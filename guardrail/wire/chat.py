@@ -86,6 +86,10 @@ def read_request(raw: bytes) -> Request:
         raise BadRequest("'n' must be from 1 to 128", param="n")
     if body.get("background"):
         raise BadRequest("'background' is not served: its answer could not be judged", param="background")
+    if body.get("store"):
+        # What is stored upstream is the draft: a side door to it for whoever may read it there.
+        body = {**body, "store": False}
+        raw = write_json(body)
     users = [message for message in messages if message["role"] == "user"]
     last = messages[-1]
     return Request(
