@@ -5,6 +5,7 @@ The only mutable thing on the path; it holds numbers and names, never text.
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ class Case:
         self.prompt_rule: str | None = None
         self.prompt_value: float | None = None
         self.prompt_flagged = False
+        self.observing: asyncio.Task[Finding] | None = None
         self._endpoint = endpoint
         self._compiled = compiled
         self._recorder = recorder
@@ -109,11 +111,18 @@ class Case:
         head = {"x-guardrail-decision": self.id, "x-guardrail-policy": self._compiled.policy.label}
         return {**head, "x-guardrail-mode": self.mode} if with_mode else head
 
+    async def settle(self) -> None:
+        """Waits for the prompt's score, which belongs on the record."""
+        if self.observing is not None:
+            await asyncio.wait([self.observing])
+
     def close(self, outcome: str, status: int) -> None:
         """Records the request, once."""
         if self._closed:
             return
         self._closed = True
+        if self.observing is not None:
+            self.observing.cancel()
         self._timings["total"] = (time.perf_counter() - self._started) * 1000
         choices = tuple(self._choices[index] for index in sorted(self._choices))
         worst = max(choices, key=lambda c: (Mode(c.mode).strictness, c.value or 0.0), default=None)

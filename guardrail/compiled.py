@@ -12,7 +12,7 @@ import numpy as np
 
 from guardrail.decision import Routes
 from guardrail.errors import PolicyError
-from guardrail.policy import UNCLASSIFIED, Policy, Rule
+from guardrail.policy import UNCLASSIFIED, Policy, Rule, Tier
 from guardrail.resources import Resources, render
 from guardrail.scoring import Passage, Scorer, Verdict
 
@@ -87,4 +87,5 @@ async def _route(policy: Policy, scorer: Scorer) -> Routes:
         texts.append((rule.id, f"{rule.title}. {rule.definitions}"))
         texts += [(rule.id, line) for line in rule.violates]
         texts += [(rule.id, f"{example.prompt}\n{example.answer}") for example in rule.examples if example.violates]
-    return Routes(tuple(rule for rule, _ in texts), await scorer.embed([text for _, text in texts]))
+    first = frozenset(rule.id for rule in policy.rules if rule.tier is Tier.PROHIBITED)
+    return Routes(tuple(rule for rule, _ in texts), await scorer.embed([text for _, text in texts]), first)

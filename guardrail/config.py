@@ -74,6 +74,8 @@ _CHOICES = {
     "log_format": ("json", "text"),
     "log_level": ("debug", "info", "warning", "error"),
 }
+# Where the settings file, the demo model's cache and the examples' base URL stand.
+_NOT_SETTINGS = ("GUARDRAIL_CONFIG", "GUARDRAIL_CACHE", "GUARDRAIL_URL")
 _MAY_BE_ZERO = ("threads", "port")
 _TYPES: Mapping[str, type | tuple[type, ...]] = {"str": str, "int": int, "float": (int, float), "bool": bool}
 
@@ -99,8 +101,7 @@ def read_settings(path: Path | None, environ: Mapping[str, str], options: Mappin
 
 
 def _is_ours(name: str) -> bool:
-    # GUARDRAIL_CACHE is where the demo's model is kept: the plugin's, not a setting.
-    return name.startswith("GUARDRAIL_") and name not in ("GUARDRAIL_CACHE", "GUARDRAIL_CONFIG")
+    return name.startswith("GUARDRAIL_") and name not in _NOT_SETTINGS
 
 
 def _read_file(path: Path) -> dict[str, Any]:

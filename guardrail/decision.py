@@ -5,17 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from guardrail.conversation import PartKind
 from guardrail.policy import UNCLASSIFIED, Mode, OnError, Policy, Rule
 from guardrail.scoring import Score, Span, Vector, Verdict
 
 
+# In cosine similarity: nearer than this, two rules are as good as each other, and the stricter is taken.
+_MARGIN = 0.02
+
+
 @dataclass(frozen=True, slots=True)
 class Routes:
-    """The policy's rules as vectors: `vectors[i]` stands for rule `rules[i]`. Shape (rows, dimension), unit length."""
+    """The policy's rules as vectors: `vectors[i]` stands for rule `rules[i]`. Shape (rows, dimension), unit length.
+
+    `first` names the rules that win where another is nearer by less than `_MARGIN`: those with the stricter tier.
+    """
 
     rules: tuple[str, ...]
     vectors: Vector
+    first: frozenset[str] = frozenset()
 
     def nearest(self, embedding: Vector | None, minimum: float) -> str:
         """The id of the rule nearest to a unit vector, or `unclassified` where none is near enough."""
@@ -23,7 +33,10 @@ class Routes:
             return UNCLASSIFIED
         similarity = self.vectors @ embedding
         best = int(similarity.argmax())
-        return self.rules[best] if similarity[best] >= minimum else UNCLASSIFIED
+        if not similarity[best] >= minimum:  # NaN is near nothing
+            return UNCLASSIFIED
+        near = [row for row in np.argsort(-similarity) if similarity[row] > similarity[best] - _MARGIN]
+        return next((self.rules[row] for row in near if self.rules[row] in self.first), self.rules[best])
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,6 +94,7 @@ class Guard:
             case.close("client_left" if isinstance(error, asyncio.CancelledError) else "failed", 500)
             raise
         if isinstance(reply.body, bytes):
+            await case.settle()
             case.close("completed", reply.status)
         return reply
 
@@ -111,7 +112,9 @@ class Guard:
             return await self._relay(case, wire, request, headers)
         mode = self._compiled.policy.prompt
         if mode is PromptMode.OBSERVE:
-            answer = await self._send_observed(case, wire, request, headers)
+            # The prompt is judged while the upstream works; only the record waits for it.
+            case.observing = asyncio.create_task(self._judge_prompt(case, request))
+            answer = await self._send(case, wire, request.raw, headers)
         else:
             body = request.raw
             if mode is PromptMode.ENFORCE:
@@ -199,22 +202,6 @@ class Guard:
         return Reply(200, head, await read_body(answer.stream, self._limits.response_bytes))
 
     # Prompts
-
-    async def _send_observed(
-        self, case: Case, wire: WireFormat, request: Request, headers: Mapping[str, str]
-    ) -> UpstreamResponse:
-        """The prompt is judged while the upstream works."""
-        observing = asyncio.create_task(self._judge_prompt(case, request))
-        try:
-            answer = await self._send(case, wire, request.raw, headers)
-            try:
-                await observing
-            except BaseException:
-                await answer.stream.aclose()
-                raise
-            return answer
-        finally:
-            observing.cancel()
 
     async def _judge_prompt(self, case: Case, request: Request) -> Finding:
         assert self._scorer is not None  # noqa: S101 - for the type checker

@@ -56,6 +56,7 @@ class GuardedStream:
             async with aclosing(self._guarded()) as guarded:
                 async for chunk in guarded:
                     yield chunk
+            await self._case.settle()
             await self._finish("completed")
         except GuardrailError as error:
             await self._finish("failed")

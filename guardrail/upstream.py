@@ -16,7 +16,7 @@ import aiohttp
 import httpx
 from httpx_aiohttp import AiohttpTransport
 
-from guardrail.errors import ConfigError, UpstreamError, UpstreamTimeout
+from guardrail.errors import BadRequest, ConfigError, UpstreamError, UpstreamTimeout
 
 
 class ByteStream(Protocol):
@@ -99,10 +99,17 @@ class HTTPUpstream:
         sent = {**headers, "accept-encoding": "identity"}
         if self._key is not None:
             sent["authorization"] = f"Bearer {self._key}"
-        request = client.build_request("POST" if body else "GET", self._base + path, content=body or None, headers=sent)
+        method = "POST" if body else "GET"
         try:
-            response = await client.send(request, stream=True)
-        except httpx.HTTPError as error:
+            request = client.build_request(method, self._base + path, content=body or None, headers=sent)
+        except UnicodeEncodeError:
+            raise BadRequest("a header that goes upstream holds more than ASCII") from None
+        try:
+            async with asyncio.timeout(self._timeouts.total):
+                response = await client.send(request, stream=True)
+        except TimeoutError as error:
+            raise UpstreamTimeout("the upstream did not answer in time") from error
+        except (httpx.HTTPError, aiohttp.ClientError) as error:  # httpx-aiohttp does not translate all of them
             # httpx-aiohttp calls a refused connection a timeout too.
             if isinstance(error, httpx.TimeoutException) and not isinstance(error.__cause__, aiohttp.ClientOSError):
                 raise UpstreamTimeout("the upstream did not answer in time") from error
@@ -135,7 +142,7 @@ class _Body:
                     raise UpstreamTimeout("the upstream did not come to an end in time")
         except httpx.TimeoutException as error:
             raise UpstreamTimeout("the upstream stopped sending") from error
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, aiohttp.ClientError) as error:
             raise UpstreamError(f"the upstream broke off ({type(error).__name__})") from error
 
     async def aclose(self) -> None:

@@ -267,7 +267,9 @@ def test_usage_counts_what_our_rewriting_spent(streamed: bool) -> None:
     with proxy(FakeUpstream(answer)) as guarded:
         if streamed:
             options: Any = {"include_usage": True}
-            events = list(guarded.client.chat.completions.create(model="m", messages=ASK, stream=True, stream_options=options))
+            events = list(
+                guarded.client.chat.completions.create(model="m", messages=ASK, stream=True, stream_options=options)
+            )
             usage = events[-1].usage
         else:
             usage = guarded.client.chat.completions.create(model="m", messages=ASK).usage

@@ -81,6 +81,13 @@ def test_the_nearest_rule(embedding: Vector | None, minimum: float, name: str) -
     assert ROUTES.nearest(embedding, minimum) == name
 
 
+def test_of_two_rules_as_near_as_each_other_the_stricter_is_taken() -> None:
+    routes = Routes(("soft", "strict"), np.eye(2, dtype=np.float32), frozenset({"strict"}))
+    assert routes.nearest(vector(0.71, 0.70), 0.2) == "strict"
+    assert routes.nearest(vector(0.73, 0.68), 0.2) == "soft"
+    assert Routes(routes.rules, routes.vectors).nearest(vector(0.71, 0.70), 0.2) == "soft"
+
+
 def test_without_routes_all_is_unclassified() -> None:
     assert Routes((), np.zeros((0, 3), np.float32)).nearest(vector(1, 0, 0), 0.0) == "unclassified"
 

@@ -459,8 +459,8 @@ def test_a_head_that_dribbles_meets_the_total_timeout() -> None:
     assert reply.status_code == 504
 
 
-def test_a_key_that_is_no_ascii_reaches_the_upstream_as_it_came() -> None:
-    with raw_server(OK + b"content-length: 2\r\n\r\n{}") as url, proxy(HTTPUpstream(url)) as guarded:
+def test_a_key_that_is_no_ascii_is_the_caller_s_mistake() -> None:
+    with proxy(HTTPUpstream("http://127.0.0.1:9")) as guarded:
         head = {"authorization": "Bearer é".encode()}
         reply = httpx.post(guarded.url + PATH, json={"model": "m", "messages": ASK}, headers=head, timeout=10)
-    assert reply.status_code in (400, 502)
+    assert reply.status_code == 400

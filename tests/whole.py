@@ -36,7 +36,8 @@ MARK = re.compile(r"⟦(?P<rule>[a-z-]+) (?P<value>[\d.]+)⟧")
 BANDS = ("{safe_completion: 0.5, refuse_with_redirection: 0.9}", "{refuse_with_redirection: 0.35}")
 RULES = ("cbrn", "weapons", "self-harm", "unclassified")
 
-POLICY = """---
+POLICY = (
+    """---
 id: test
 version: 1.0.0
 title: A policy for tests
@@ -47,8 +48,9 @@ rewriters: REWRITERS
 routing: {minimum_similarity: 0.5}
 refusal: {reason: "I can't answer that right now.", alternatives: ["asking again later"]}
 rules:
-""" + "".join(
-    f"""  - id: {rule}
+"""
+    + "".join(
+        f"""  - id: {rule}
     title: {rule}
     kind: facilitation
     tier: {"prohibited" if rule == "cbrn" else "restricted"}
@@ -57,8 +59,11 @@ rules:
     note: "I've left out the details of {rule}, because they could hurt someone."
     redirection: {{"reason": "I can't help with {rule}.", "alternatives": ["the history of {rule}"]}}
 """
-    for rule in RULES
-) + "---\n" + "".join(f"## {rule}\n### Definitions\n{rule}\n### Safe completion\nStay high-level.\n\n" for rule in RULES)
+        for rule in RULES
+    )
+    + "---\n"
+    + "".join(f"## {rule}\n### Definitions\n{rule}\n### Safe completion\nStay high-level.\n\n" for rule in RULES)
+)
 
 
 def policy(*, prompt: str = "off", on_error: str = "refuse", rewriters: str = "[upstream, spans, template]") -> Policy:
@@ -250,5 +255,3 @@ def stream(text: str, *, size: int = 7, usage: bool = False) -> list[bytes]:
     if usage:
         frames.append(chunk(None, usage=USAGE))
     return [*frames, DONE]
-
-
