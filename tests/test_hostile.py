@@ -128,6 +128,24 @@ def test_nothing_hides_in_a_choice(shared: tuple[FakeUpstream, Proxy], hidden: J
     assert LEAK not in ask(shared, [frame({"choices": [without]}), *events], stream=True).text
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        {"logprobs": {"content": [token(BAD[at : at + 4]) for at in range(0, len(BAD), 4)]}},
+        {"v": [BAD[at : at + 3] for at in range(0, len(BAD), 3)]},
+    ],
+    ids=["tokens", "an unknown field"],
+)
+def test_what_is_cut_small_is_scored_in_one_piece(
+    shared: tuple[FakeUpstream, Proxy], hidden: JSON, streamed: bool
+) -> None:
+    choice = {"index": 0, "delta" if streamed else "message": {"content": "Hi"}, **hidden}
+    reply = ask(shared, [frame({"choices": [choice]}), *END] if streamed else whole([choice]), stream=streamed)
+    assert "I can't help with cbrn" in reply.text
+    assert "Hi" not in reply.text
+
+
 def frame(body: JSON, ensure_ascii: bool = True) -> bytes:
     return b"data: " + json.dumps(body, ensure_ascii=ensure_ascii).encode() + b"\n\n"
 
