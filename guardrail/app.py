@@ -85,7 +85,10 @@ class Server:
     async def complete(self, request: Request, wire: WireFormat) -> Response:
         if self._guard is None:
             return _error(_not_ready())
-        raw = await _read_request(request, self._settings.max_request_bytes)
+        try:
+            raw = await _read_request(request, self._settings.max_request_bytes)
+        except GuardrailError as error:
+            return _respond(self._guard.turn_away(wire, error))
         headers = {name: value for name, value in request.headers.items() if name in _FORWARDED}
         with self._telemetry.incoming(request.headers.get("traceparent")):
             reply = await _unless_gone(request, self._guard.handle(wire, raw, headers))
@@ -204,6 +207,7 @@ async def _unless_gone(request: Request, work: Awaitable[Reply]) -> Reply:
         return await working
     finally:
         leaving.cancel()
+        working.cancel()  # nothing, if it is done; its end, if this handler itself was cancelled
 
 
 async def _read_request(request: Request, limit: int) -> bytes:

@@ -78,7 +78,7 @@ async def _check(rules: Sequence[Rule], templates: Mapping[str, str], scorer: Sc
 async def _route(policy: Policy, scorer: Scorer) -> Routes:
     """A rule is near where its definitions are near, or anything it lists as violating, or a violating example.
 
-    The list is worth 3 to 5 points of top-1 accuracy on the labelled prompt sources (docs/safeguard.md).
+    The list lifts top-1 accuracy on catqa's prompts from .64 to .68 (docs/safeguard.md).
     """
     texts: list[tuple[str, str]] = []
     for rule in policy.rules:

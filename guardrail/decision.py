@@ -11,7 +11,6 @@ from guardrail.conversation import PartKind
 from guardrail.policy import UNCLASSIFIED, Mode, OnError, Policy, Rule
 from guardrail.scoring import Score, Span, Vector, Verdict
 
-
 # In cosine similarity: nearer than this, two rules are as good as each other, and the stricter is taken.
 _MARGIN = 0.02
 

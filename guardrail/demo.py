@@ -152,7 +152,7 @@ async def _proxy(settings: Settings, scorer: Scorer | None, upstream: Upstream) 
             await asyncio.sleep(0.02)
         port = server.servers[0].sockets[0].getsockname()[1]
         client = HTTPUpstream(f"http://127.0.0.1:{port}")
-        while (await _get(client, "/readyz"))["status"] != "ready":
+        while (await _get(client, "/readyz"))["status"] != "ready":  # noqa: ASYNC110 - the state is a server's
             await asyncio.sleep(0.05)
         yield client
         await client.aclose()

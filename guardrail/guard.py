@@ -85,11 +85,7 @@ class Guard:
             case.close("upstream_error", error.status)
             return Reply(error.status, {**error.headers, **case.headers()}, error.body)
         except GuardrailError as error:
-            case.close("rejected" if error.status < 500 else "failed", error.status)
-            head = {"content-type": "application/json", **case.headers()}
-            if isinstance(error, ScorerError):
-                head["retry-after"] = "5"
-            return Reply(error.status, head, write_error(error))
+            return self._turn_away(case, error)
         except BaseException as error:
             case.close("client_left" if isinstance(error, asyncio.CancelledError) else "failed", 500)
             raise
@@ -97,6 +93,17 @@ class Guard:
             await case.settle()
             case.close("completed", reply.status)
         return reply
+
+    def turn_away(self, wire: WireFormat, error: GuardrailError) -> Reply:
+        """The reply to a request that could not even be read; it is on record like any other."""
+        return self._turn_away(Case(wire.PATH, self._compiled, self._recorder, self._telemetry), error)
+
+    def _turn_away(self, case: Case, error: GuardrailError) -> Reply:
+        case.close("rejected" if error.status < 500 else "failed", error.status)
+        head = {"content-type": "application/json", **case.headers()}
+        if isinstance(error, ScorerError):
+            head["retry-after"] = "5"
+        return Reply(error.status, head, write_error(error))
 
     def describe(self) -> dict[str, str]:
         """What is in force: the policy and the weights, by their hashes."""

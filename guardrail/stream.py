@@ -46,6 +46,7 @@ class GuardedStream:
         self._on_error = policy.on_error
         self._hold = Holdback(wire.strip, Schedule(tail=policy.streaming.tail, held=stations.limits.held_bytes))
         self._like: StreamEvent | None = None
+        self._begun: set[int] = set()
         self._finished: set[int] = set()
         self._worst: dict[int, float] = {}
         self._done = False
@@ -99,8 +100,10 @@ class GuardedStream:
         elif not self._done:
             for out in await self._end():
                 yield out
-            if not self._finished:
+            if not self._begun or self._begun - self._finished - self._hold.gone:
                 raise UpstreamError("the upstream's stream ended before its answer did")
+            if self._hold.gone:
+                yield self._wire.DONE  # the end of what we put in its place
 
     async def _frames(self) -> AsyncGenerator[Frame, None]:
         reader = SSEReader()
@@ -117,6 +120,7 @@ class GuardedStream:
     async def _take(self, event: StreamEvent) -> list[bytes]:
         """What may go to the client now that this event has come."""
         check_choices(self._request, event.choices)
+        self._begun.update(event.choices)
         self._finished.update(event.finished)
         if event.done:
             self._done = True

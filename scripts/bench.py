@@ -20,9 +20,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 MOCK, RELAY, GUARD = 18101, 18102, 18103
-ANSWER = (
-    "A relay passes on what it is given. " * 35
-)[:1250]
+ANSWER = ("A relay passes on what it is given. " * 35)[:1250]
 BODY = json.dumps(
     {
         "id": "chatcmpl-1",
@@ -117,8 +115,9 @@ async def connection(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asy
 
 async def load(port: int, callers: int, seconds: float) -> list[float]:
     """The time of each request, in seconds."""
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(REQUEST)}\r\n\r\n"
-    request = head.encode() + REQUEST
+    head = ["POST /v1/chat/completions HTTP/1.1", "host: x", "content-type: application/json"]
+    head += [f"content-length: {len(REQUEST)}", "", ""]
+    request = "\r\n".join(head).encode() + REQUEST
     times: list[float] = []
     end = time.perf_counter() + seconds
 
@@ -186,18 +185,26 @@ def measure(rounds: int, seconds: float, callers: int) -> None:
                 used = cpu_seconds(process) - before if process else 0.0
                 if round_:
                     results.setdefault(name, []).append(
-                        (len(times) / seconds, one * 1000, used * 1000 / len(times), resident_mib(process) if process else 0)
+                        (
+                            len(times) / seconds,
+                            one * 1000,
+                            used * 1000 / len(times),
+                            resident_mib(process) if process else 0,
+                        )
                     )
     report(results)
 
 
 def report(results: dict[str, list[tuple[float, float, float, float]]]) -> None:
-    rows = {name: [statistics.median(column) for column in zip(*values, strict=True)] for name, values in results.items()}
+    rows = {
+        name: [statistics.median(column) for column in zip(*values, strict=True)] for name, values in results.items()
+    }
     relay_rate, base = rows["bare relay"][0], rows["mock, no proxy"][1]
     print("| server, one core | requests/s | of the relay | p50 ms, one caller | added | CPU ms a request | MiB |")
     print("|---|---|---|---|---|---|---|")
     for name, (rate, p50, cpu, memory) in rows.items():
-        print(f"| {name} | {rate:.0f} | {rate / relay_rate:.0%} | {p50:.2f} | {p50 - base:.2f} | {cpu or float('nan'):.2f} | {memory:.0f} |")
+        numbers = (f"{rate:.0f}", f"{rate / relay_rate:.0%}", f"{p50:.2f}", f"{p50 - base:.2f}")
+        print("|", " | ".join([name, *numbers, f"{cpu:.2f}" if cpu else "-", f"{memory:.0f}" if memory else "-"]), "|")
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ ASK: Any = [{"role": "user", "content": "How do I light it?"}]
 CLEAN = "Light it with a long match, stand well back, and keep water at hand. " * 6
 MILD = f"{CLEAN}The exact charge is ⟦weapons 0.7⟧ of it. Wear goggles, always, please."
 BAD = f"{CLEAN}First ⟦weapons 0.95⟧ and then more of it."
-WORST = f"Take ⟦cbrn 0.4⟧ of it."
-CRISIS = f"Do it with ⟦self-harm 0.95⟧."
+WORST = "Take ⟦cbrn 0.4⟧ of it."
+CRISIS = "Do it with ⟦self-harm 0.95⟧."
 SAFE = "Use a certified igniter and follow the maker's leaflet."
 
 

@@ -53,6 +53,13 @@ MISTAKES: list[tuple[str, bytes | JSON, int, str | None]] = [
 ]
 
 
+def test_a_body_that_is_turned_away_unread_is_on_record() -> None:
+    with proxy(FakeUpstream(lambda _: completion("hi")), settings=Settings(max_request_bytes=10)) as guarded:
+        reply = post(guarded.url, ask())
+        record = guarded.record(reply.headers["x-guardrail-decision"])
+    assert (record.status, record.outcome) == (413, "rejected")
+
+
 @pytest.mark.parametrize(("body", "status", "param"), [row[1:] for row in MISTAKES], ids=[row[0] for row in MISTAKES])
 def test_a_bad_request_is_told_and_not_forwarded(body: bytes | JSON, status: int, param: str | None) -> None:
     upstream = FakeUpstream(lambda _: completion("hi"))
@@ -115,6 +122,7 @@ STREAMS: list[tuple[str, list[bytes]]] = [
     ("half a frame", [chunk({"content": "Hi"}), b'data: {"choices": [{"ind']),
     ("not JSON", [chunk({"content": "Hi"}), b"data: <html>\n\n"]),
     ("no end", [chunk({"content": "Hi"})]),
+    ("one of two without its end", [chunk({"content": "Hi"}, 0), chunk({"content": "Ho"}, 1), chunk({}, 0, "stop")]),
     ("endless", [chunk({"content": "word "})] * 400),
     ("one endless line", [b"data: " + b"x" * 30_000]),
 ]
@@ -124,7 +132,7 @@ STREAMS: list[tuple[str, list[bytes]]] = [
 def test_a_garbage_stream_ends_in_an_error_frame(chunks: list[bytes]) -> None:
     upstream = FakeUpstream(lambda _: chunks)
     with proxy(upstream, limits=Limits(response_bytes=20_000)) as guarded:
-        reply = post(guarded.url, ask(stream=True))
+        reply = post(guarded.url, ask(stream=True, n=2))
         record = guarded.record(reply.headers["x-guardrail-decision"])
     frames = [frame for frame in reply.text.split("\n\n") if frame]
     assert set(json.loads(frames[-1].removeprefix("data: "))["error"]) == {"message", "type", "param", "code"}

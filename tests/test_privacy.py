@@ -16,9 +16,9 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -34,7 +34,7 @@ from guardrail.rewriting import BUILT_IN, Candidate, Draft
 from guardrail.scoring import Passage, Score
 from guardrail.stations import Limits
 from guardrail.telemetry import Telemetry, configure_logging
-from guardrail.upstream import HTTPUpstream, Timeouts
+from guardrail.upstream import HTTPUpstream, Timeouts, UpstreamResponse
 from tests.whole import DONE, MarkScorer, chunk, policy, serving, stream, whole
 
 PATH = "/v1/chat/completions"
@@ -88,6 +88,23 @@ class Quoting:
         return Candidate(draft.text) if self.how == "same" else await BUILT_IN["upstream"].rewrite(draft)
 
 
+class Buggy(HTTPUpstream):
+    """An upstream with a bug, before its answer or in the middle of it, that quotes the request."""
+
+    how = ""
+
+    async def send(self, path: str, body: bytes, headers: Mapping[str, str]) -> UpstreamResponse:
+        if self.how == "raises":
+            raise RuntimeError(f"cannot send {body.decode()}")
+        if self.how == "midway":
+            return UpstreamResponse(200, {"content-type": "text/event-stream"}, self._midway(body))
+        return await super().send(path, body, headers)
+
+    async def _midway(self, body: bytes) -> AsyncGenerator[bytes, None]:
+        yield chunk({"content": SAID})
+        raise RuntimeError(f"cannot go on with {body.decode()}")
+
+
 @contextmanager
 def door(answer: Any) -> Iterator[str]:
     class Door(BaseHTTPRequestHandler):
@@ -131,15 +148,18 @@ class Model:
             time.sleep(self.pause)
 
 
+@dataclass
 class Watched:
     """The whole proxy with every window an operator has on it."""
 
-    def __init__(
-        self, url: str, model: Model, scorer: Failing, rewriter: Quoting, kept: MemoryRecorder, recorders: Recorders
-    ) -> None:
-        self.model, self.scorer, self.rewriter, self.kept, self.recorders = model, scorer, rewriter, kept, recorders
-        self.decisions: list[str] = []
-        self.client = httpx.Client(base_url=url)
+    client: httpx.Client
+    model: Model
+    scorer: Failing
+    rewriter: Quoting
+    upstream: Buggy
+    kept: MemoryRecorder
+    recorders: Recorders
+    decisions: list[str] = field(default_factory=list)
 
     def post(self, body: bytes | JSON, *, timeout: float = 20, **extra: Any) -> httpx.Response | None:
         content = body if isinstance(body, bytes) else json.dumps(body, ensure_ascii=False).encode()
@@ -168,7 +188,7 @@ def watched() -> Iterator[tuple[Watched, dict[str, str]]]:
     with captured(printed), door(collect) as collector, door(model) as upstream_url:
         telemetry = Telemetry(collector)
         recorders = Recorders(kept, LogRecorder(), telemetry)
-        upstream = HTTPUpstream(upstream_url, timeouts=Timeouts(read=1.0))
+        upstream = Buggy(upstream_url, timeouts=Timeouts(read=1.0))
 
         async def build() -> Guard:
             chosen = policy(prompt="observe", rewriters="[upstream, spans, template]")
@@ -182,8 +202,8 @@ def watched() -> Iterator[tuple[Watched, dict[str, str]]]:
             while (state := httpx.get(f"{url}/readyz").json()["status"]) != "ready":
                 assert state == "loading", printed.getvalue()
                 time.sleep(0.01)
-            proxy = Watched(url, model, scorer, rewriter, kept, recorders)
-            with proxy.client as client:
+            with httpx.Client(base_url=url) as client:
+                proxy = Watched(client, model, scorer, rewriter, upstream, kept, recorders)
                 yield proxy, seen
                 seen["metrics"] = client.get("/metrics").text
                 shown = [client.get(f"/v1/guardrail/decisions/{decision}").text for decision in proxy.decisions]
@@ -334,6 +354,9 @@ def drive(proxy: Watched) -> None:
     proxy.post({**ASK, "stream": True})
     model.answer = [b"", b"{}"]
     proxy.post(ASK)
+    for proxy.upstream.how in ("raises", "midway"):
+        answers(MESSAGES["clean"])
+    proxy.upstream.how = ""
     # a client that fails
     model.answer, model.pause = stream(SAID * 40), 0.01
     proxy.post(ASK, timeout=0.1)

@@ -92,7 +92,7 @@ class MarkScorer:
         text, start = passage.text, passage.start
         if not text:  # the prompt alone
             text, start = passage.prompt, 0
-        marks = [mark for mark in MARK.finditer(text, start)]
+        marks = list(MARK.finditer(text, start))
         if not marks:
             return Score(0.0, embedding=np.zeros(len(RULES), np.float32))
         worst = max(marks, key=lambda mark: float(mark["value"]))

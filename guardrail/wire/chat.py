@@ -7,7 +7,7 @@ and nothing more of what the model said (openai-openapi, `CreateChatCompletionRe
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection
 from typing import Any
 
 from guardrail.conversation import (
@@ -27,31 +27,20 @@ from guardrail.errors import BadRequest, UpstreamError
 from guardrail.wire.fields import (
     SHORT,
     expect,
-    is_blankless,
     read_request_object,
     read_upstream_object,
     read_usage,
-    strange_names,
     strings,
     unknown_parts,
-    unknown_strings,
     write_json,
 )
+from guardrail.wire.parts import REASONING, find_messages, pick_visible, read_pieces, read_unknown
 from guardrail.wire.sse import Frame, write_frame
 
 PATH = "/v1/chat/completions"
 
-_REASONING = ("reasoning_content", "reasoning", "reasoning_details", "thinking_blocks", "thinking")
-_MEDIA = ("audio", "images")
-_CHOICE = frozenset({"index", "message", "delta", "finish_reason", "logprobs"})
-_MESSAGE = frozenset({"role", "content", "refusal", "tool_calls", "function_call", *_REASONING, *_MEDIA})
-_CALL = frozenset({"index", "id", "type", "function", "custom"})
-_FUNCTION = frozenset({"name", "arguments", "input"})
-_LOGPROBS = ("content", "refusal")
 # What our own part of a body takes over from the upstream's: nothing that could hold the answer a second time.
 _HEAD = ("id", "object", "created", "model", "service_tier", "system_fingerprint")
-# Keys of reasoning items that hold no text anyone can read, if they look it: encrypted state and its signatures.
-_OPAQUE = (".signature", ".data", ".encrypted_content", ".id", ".type", ".format")
 # Pieces that count without text: an image is held to be read, a call to be whole.
 _FELT_EMPTY = (PartKind.UNSCANNABLE, PartKind.TOOL_CALL)
 # What a safe completion is asked for without: it must be one plain text, not streamed.
@@ -183,18 +172,10 @@ def _index(choice: JSON, position: int) -> int:
 
 def _read_choice(choice: JSON, position: int) -> Choice:
     index = _index(choice, position)
-    said = [piece for message in _messages(choice) for piece in _pieces(message, index)]
+    said = [piece for message in find_messages(choice) for piece in read_pieces(message, index)]
     parts = [Part(piece.kind, piece.text, piece.key) for piece in said]
-    unknown = unknown_parts(_unknown(choice, _visible(said)))
+    unknown = unknown_parts(read_unknown(choice, pick_visible(said)))
     return Choice(index, (*_joined(parts), *unknown), choice.get("finish_reason"))
-
-
-def _messages(choice: JSON) -> list[JSON]:
-    """Where a choice holds text: some servers send a message in a stream, or a delta in a plain answer."""
-    return [
-        expect(choice.get("delta"), dict, "a delta") or {},
-        expect(choice.get("message"), dict, "a message") or {},
-    ]
 
 
 def _joined(parts: list[Part]) -> list[Part]:
@@ -203,119 +184,6 @@ def _joined(parts: list[Part]) -> list[Part]:
     for part in parts:
         texts.setdefault((part.kind, part.key), []).append(part.text)
     return [Part(kind, "".join(said), key) for (kind, key), said in texts.items()]
-
-
-def _pieces(message: JSON, index: int) -> Iterator[Piece]:
-    """The known text of a message or delta, field by field."""
-    for field in _REASONING:
-        for path, text in strings(message.get(field), field):
-            if not _is_opaque(path, text):
-                yield Piece(index, PartKind.REASONING, text, path)
-    content = message.get("content")
-    if isinstance(content, str):
-        yield Piece(index, PartKind.TEXT, content)
-    elif content is not None:
-        yield from _content_pieces(expect(content, list, "message content"), index)
-    if refusal := expect(message.get("refusal"), str, "a refusal"):
-        yield Piece(index, PartKind.REFUSAL, refusal)
-    for at, call in enumerate(expect(message.get("tool_calls"), list, "tool calls") or ()):
-        yield from _call_pieces(expect(call, dict, "a tool call") or {}, index, at)
-    if function := expect(message.get("function_call"), dict, "a function call"):
-        yield from _function_pieces(function, index, "function_call")
-    for field in _MEDIA:
-        if media := message.get(field):
-            yield Piece(index, PartKind.UNSCANNABLE, "", field)
-            yield from _beside_media(media, index, field)
-
-
-def _beside_media(media: Any, index: int, where: str) -> Iterator[Piece]:
-    """What can be read beside an image or audio: a transcript, a caption; not its URL, its id or its data."""
-    for path, text in strings(media, where):
-        if path.endswith(".transcript") or not is_blankless(text):
-            yield Piece(index, PartKind.TEXT, text, path)
-
-
-def _is_opaque(path: str, text: str) -> bool:
-    return path.endswith(_OPAQUE) and is_blankless(text)
-
-
-def _content_pieces(content: list[Any], index: int) -> Iterator[Piece]:
-    for part in content:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind in ("text", "output_text") and isinstance(part.get("text"), str):
-            yield Piece(index, PartKind.TEXT, part["text"])
-            rest = {name: value for name, value in part.items() if name not in ("type", "text")}
-            for path, text in strings(rest, "content[]"):
-                yield Piece(index, PartKind.TEXT, text, path)
-        elif kind in ("thinking", "reasoning"):
-            for path, text in strings(part, "content[]"):
-                if not _is_opaque(path, text):
-                    yield Piece(index, PartKind.REASONING, text, path)
-        elif isinstance(kind, str) and ("image" in kind or "audio" in kind):
-            yield Piece(index, PartKind.UNSCANNABLE, "", kind)
-            yield from _beside_media(part, index, "content[]")
-        else:
-            for path, text in strings(part, "content[]"):
-                yield Piece(index, PartKind.TEXT, text, path)
-
-
-def _call_pieces(call: JSON, index: int, position: int) -> Iterator[Piece]:
-    key = str(call.get("index", position))
-    functions = [expect(call.get(name), dict, "a tool's call") for name in ("function", "custom")]
-    said = [piece for function in functions if function for piece in _function_pieces(function, index, key)]
-    # Of a call nothing may leave before all of it is scored, also no event that says only its id.
-    yield from said or [Piece(index, PartKind.TOOL_CALL, "", key)]
-
-
-def _function_pieces(function: JSON, index: int, key: str) -> Iterator[Piece]:
-    if name := expect(function.get("name"), str, "a tool's name"):
-        yield Piece(index, PartKind.TOOL_CALL, name + "\n", key)
-    for field in ("arguments", "input"):
-        if text := expect(function.get(field), str, "a tool call's arguments"):
-            yield Piece(index, PartKind.TOOL_CALL, text, key)
-
-
-def _unknown(choice: JSON, said: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """The strings of a choice beside what is `said` in it, and where they stand."""
-    yield from unknown_strings(choice, _CHOICE, "choice")
-    yield from strange_names(choice, ("finish_reason",), "choice")
-    yield from _spelled_otherwise(choice.get("logprobs"), "".join(said))
-    for message in _messages(choice):
-        yield from unknown_strings(message, _MESSAGE, "message")
-        yield from strange_names(message, ("role",), "message")
-        for call in _calls(message):
-            yield from unknown_strings(call, _CALL, "call")
-            yield from strange_names(call, ("index", "id", "type"), "call")
-        for function in _functions(message):
-            yield from unknown_strings(function, _FUNCTION, "function")
-
-
-def _calls(message: JSON) -> list[JSON]:
-    return [call for call in message.get("tool_calls") or () if call]
-
-
-def _functions(message: JSON) -> list[JSON]:
-    holders = [message.get("function_call")]
-    holders += [call.get(name) for call in _calls(message) for name in ("function", "custom")]
-    return [function for function in holders if function]
-
-
-def _spelled_otherwise(logprobs: Any, said: str) -> Iterator[tuple[str, str]]:
-    """Text in log probabilities that is not the choice's own text over again, in tokens."""
-    if not isinstance(logprobs, dict):
-        yield from strings(logprobs, "choice.logprobs")
-        return
-    for field in _LOGPROBS:
-        listed = logprobs.get(field)
-        tokens = [one["token"] for one in listed if _is_token(one)] if isinstance(listed, list) else []
-        yield f"choice.logprobs.{field}", "".join(tokens).removeprefix(said)
-    for path, text in strings(logprobs, "choice.logprobs"):
-        if len(text) > SHORT or not path.endswith(".token"):
-            yield path, text
-
-
-def _is_token(one: Any) -> bool:
-    return isinstance(one, dict) and isinstance(one.get("token"), str)
 
 
 def write_response(
@@ -373,7 +241,7 @@ def _unreasoned_choice(choice: JSON) -> JSON:
 
 
 def _without_reasoning(message: JSON) -> JSON:
-    kept = {name: value for name, value in message.items() if name not in _REASONING}
+    kept = {name: value for name, value in message.items() if name not in REASONING}
     if isinstance(kept.get("content"), list):
         kept["content"] = [part for part in kept["content"] if not _is_reasoning(part)]
     return kept
@@ -418,17 +286,13 @@ def read_event(frame: Frame) -> StreamEvent:
     for choice in _listed(body):
         index = _index(choice, 0)
         choices.append(index)
-        said = [piece for message in _messages(choice) for piece in _pieces(message, index)]
+        said = [piece for message in find_messages(choice) for piece in read_pieces(message, index)]
         pieces.extend(piece for piece in said if piece.text or piece.kind in _FELT_EMPTY)
-        unknown = _unknown(choice, _visible(said))
+        unknown = read_unknown(choice, pick_visible(said))
         pieces.extend(Piece(index, PartKind.UNKNOWN, text, path) for path, text in unknown if text)
         if choice.get("finish_reason"):
             finished.append(index)
     return StreamEvent(_sayable(frame), body, tuple(pieces), tuple(choices), tuple(finished), read_usage(body))
-
-
-def _visible(said: Iterable[Piece]) -> Iterator[str]:
-    return (piece.text for piece in said if piece.kind in (PartKind.TEXT, PartKind.REFUSAL))
 
 
 def _sayable(frame: Frame) -> bytes:
