@@ -18,7 +18,12 @@ def rows() -> list[dict[str, object]]:
     common = {"permissive": True, "label_harm_prompt": None, "refusal": 0, "goal": None}
     return [
         common
-        | {"source": "gptfuzz_labeled", "prompt": f"Question {n}?", "response": text.format(n=n), "label_harm_response": y}
+        | {
+            "source": "gptfuzz_labeled",
+            "prompt": f"Question {n}?",
+            "response": text.format(n=n),
+            "label_harm_response": y,
+        }
         for n in range(24)
         for text, y in ((BAD, 1), (GOOD, 0))
     ]
