@@ -1,4 +1,4 @@
-"""The trainer, start to end on a few toy rows: weights come out, they load, and they learned what was plain to learn."""
+"""The trainer, start to end on a few toy rows: weights come out, they load, and they learned what was plain."""
 
 from __future__ import annotations
 
