@@ -32,7 +32,6 @@ class Case:
         self.characters = 0
         self.prompt_rule: str | None = None
         self.prompt_value: float | None = None
-        self.prompt_flagged = False
         self.observing: asyncio.Task[Finding] | None = None
         self._endpoint = endpoint
         self._compiled = compiled
@@ -52,7 +51,6 @@ class Case:
 
     def asks(self, finding: Finding) -> None:
         self.prompt_rule, self.prompt_value = finding.rule, finding.value
-        self.prompt_flagged = finding.mode is not Mode.DIRECT
 
     def meets(self, finding: Finding) -> None:
         if finding.verdict is not Verdict.SCORED:

@@ -1,6 +1,6 @@
 """The whole tree of errors, on one page.
 
-A block is a value (`guardrail.decision.Decision`), not an error. An error here says whose fault it was:
+A block is a value (`guardrail.decision.Judgement`), not an error. An error here says whose fault it was:
 `status` is the HTTP status the caller gets, `type` and `code` the fields of OpenAI's error object.
 """
 
