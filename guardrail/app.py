@@ -69,6 +69,8 @@ class Server:
         finally:
             loading.cancel()
             await asyncio.gather(loading, return_exceptions=True)
+            if self._guard is not None:
+                self._guard.close()
             await self._upstream.aclose()
             self._telemetry.shutdown()
 
@@ -92,7 +94,7 @@ class Server:
         headers = {name: value for name, value in request.headers.items() if name in _FORWARDED}
         with self._telemetry.incoming(request.headers.get("traceparent")):
             reply = await _unless_gone(request, self._guard.handle(wire, raw, headers))
-            return _respond(reply)
+            return _respond(reply) if reply is not None else Response(status_code=499)  # read by nobody
 
     async def models(self, request: Request) -> Response:
         headers = {name: value for name, value in request.headers.items() if name in _FORWARDED}
@@ -196,15 +198,17 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-async def _unless_gone(request: Request, work: Awaitable[Reply]) -> Reply:
-    """The reply; a client that leaves before it is there ends the work upstream."""
+async def _unless_gone(request: Request, work: Awaitable[Reply]) -> Reply | None:
+    """The reply, or None: a client that leaves before it is there ends the work upstream."""
     working = asyncio.ensure_future(work)
     leaving = asyncio.create_task(_disconnected(request.receive))
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            working.cancel()
-        return await working
+        if working.done():
+            return working.result()
+        working.cancel()
+        await asyncio.wait({working})
+        return None
     finally:
         leaving.cancel()
         working.cancel()  # nothing, if it is done; its end, if this handler itself was cancelled

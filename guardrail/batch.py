@@ -9,6 +9,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
@@ -36,9 +37,9 @@ async def score_lines(settings: Settings, source: str, batch: int) -> int:
     scorer = await asyncio.to_thread(open_scorer, settings, load_plugins())
     if scorer is None:
         raise ConfigError("the safeguard is off: there is nothing to score with")
-    compiled = await compile_settings(settings, scorer)
     failed = False
-    with _open(source) as lines, _progress() as bar:
+    with closing(scorer), _open(source) as lines, _progress() as bar:
+        compiled = await compile_settings(settings, scorer)
         task = bar.add_task("scoring", total=total)
         numbered = enumerate(lines, 1)
         while group := list(islice(numbered, batch)):

@@ -45,12 +45,13 @@ def open_scorer(settings: Settings, registry: Registry) -> Scorer | None:
 def weights_hash(settings: Settings) -> str:
     from guardrail.safeguard import model  # brings torch
 
-    return model.weights_hash(Path(settings.weights) if settings.weights else model.WEIGHTS)
+    try:
+        return model.weights_hash(Path(settings.weights) if settings.weights else model.WEIGHTS)
+    except OSError as error:
+        raise ConfigError(f"the weights cannot be read: {error.filename}") from None
 
 
 async def compile_settings(settings: Settings, scorer: Scorer | None) -> Compiled:
-    if settings.region and not re.fullmatch(r"[A-Za-z]{2}", settings.region):
-        raise ConfigError(f"region must be a two-letter country code, not {settings.region!r}")
     return await compile_policy(
         load_policy(settings.policy),
         scorer,

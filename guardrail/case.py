@@ -68,6 +68,10 @@ class Case:
             judgement.index, mode, rule, judgement.value, by, judgement.value, None
         )
 
+    def flags(self, judgement: Judgement) -> None:
+        """A choice that is about to be replaced: on record as judged, should there be no time for more."""
+        self._choices[judgement.index] = ChoiceRecord(judgement.index, judgement.mode, judgement.rule, judgement.value)
+
     def replaces(self, judgement: Judgement, rewritten: Rewritten, released: int) -> None:
         self._noted.add(judgement.index)
         self.spent += rewritten.usage
@@ -134,7 +138,7 @@ class Case:
                 policy=self._compiled.policy.label,
                 policy_hash=self._compiled.policy.hash,
                 weights=self._compiled.weights,
-                mode=self.mode,
+                mode=self.mode if choices else "none",
                 rule=worst.rule if worst else None,
                 value=worst.value if worst else None,
                 verdict=self.verdict,

@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--json", action="store_true", help="print the results as JSON lines")
     demo.set_defaults(run=_demo)
 
-    version = commands.add_parser("version", help="code, weights and policy hashes")
+    version = commands.add_parser("version", help="version of the code, hashes of weights and policy")
     _common(version)
     version.set_defaults(run=_version)
     return parser

@@ -5,14 +5,14 @@ A template needs no scorer at run time and never holds user text, so it is the o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from guardrail.decision import Routes
-from guardrail.errors import PolicyError
-from guardrail.policy import UNCLASSIFIED, Policy, Rule, Tier
+from guardrail.errors import ConfigError, PolicyError
+from guardrail.policy import UNCLASSIFIED, Policy, Tier
 from guardrail.resources import Resources, render
 from guardrail.scoring import Passage, Scorer, Verdict
 
@@ -47,17 +47,12 @@ async def compile_policy(
 
     Without a scorer nothing is routed and no template is checked: that is the operator's `safeguard: off`.
     """
-    lines = {
-        rule.id: render(resources, resources.find(region, rule.crisis), language)
-        for rule in policy.rules
-        if rule.crisis and resources is not None
-    }
+    lines = _help_lines(policy, resources, region, language) if resources is not None else {}
     templates = {rule.id: with_help(rule.redirection.text(), lines.get(rule.id, "")) for rule in policy.rules}
-    if scorer is None:
-        templates[NEUTRAL] = policy.refusal.text()
-        return Compiled(policy, Routes((), np.zeros((0, 1), np.float32)), templates, lines)
-    await _check(policy.rules, templates, scorer)
     templates[NEUTRAL] = policy.refusal.text()
+    if scorer is None:
+        return Compiled(policy, Routes((), np.zeros((0, 1), np.float32)), templates, lines)
+    await _check(policy, templates, scorer)
     return Compiled(policy, await _route(policy, scorer), templates, lines, scorer.fingerprint)
 
 
@@ -65,14 +60,25 @@ def with_help(text: str, lines: str) -> str:
     return f"{text}\n\n{lines}" if lines else text
 
 
-async def _check(rules: Sequence[Rule], templates: Mapping[str, str], scorer: Scorer) -> None:
-    scores = await scorer.score([Passage("", templates[rule.id]) for rule in rules])
-    for rule, score in zip(rules, scores, strict=True):
-        if score.verdict is not Verdict.SCORED or score.value >= rule.bands.lowest:
-            raise PolicyError(
-                f"rule {rule.id!r}: its own refusal scores {score.value:.2f}, over the band from"
-                f" {rule.bands.lowest:.2f}; reword 'redirection'"
-            )
+def _help_lines(policy: Policy, resources: Resources, region: str | None, language: str) -> dict[str, str]:
+    lines = {}
+    for rule in policy.rules:
+        try:
+            if rule.crisis:
+                lines[rule.id] = render(resources, resources.find(region, rule.crisis), language)
+        except ConfigError as error:
+            raise PolicyError(f"rule {rule.id!r}: {error.message}") from None
+    return lines
+
+
+async def _check(policy: Policy, templates: Mapping[str, str], scorer: Scorer) -> None:
+    bands = {rule.id: rule.bands.lowest for rule in policy.rules}
+    bands[NEUTRAL] = min(bands.values())  # it stands for any rule
+    scores = await scorer.score([Passage("", templates[name]) for name in bands])
+    for (name, band), score in zip(bands.items(), scores, strict=True):
+        if score.verdict is not Verdict.SCORED or score.value >= band:
+            whose = f"rule {name!r}: its own refusal" if name else "'refusal'"
+            raise PolicyError(f"{whose} scores {score.value:.2f}, over the band from {band:.2f}; reword it")
 
 
 async def _route(policy: Policy, scorer: Scorer) -> Routes:

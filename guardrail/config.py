@@ -7,6 +7,7 @@ key is an error that names its nearest neighbour.
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
@@ -16,6 +17,7 @@ from typing import Any
 import yaml
 
 from guardrail.errors import ConfigError
+from guardrail.reading import read_yaml
 
 
 def _setting(default: Any, doc: str) -> Any:
@@ -61,6 +63,18 @@ class Settings:
             # Not `value <= 0`: NaN is neither above 0 nor below it.
             if item.type in ("int", "float") and not (value > 0 or (value == 0 and item.name in _MAY_BE_ZERO)):
                 raise ConfigError(f"{item.name} must be above 0")
+        if self.port > 65535:
+            raise ConfigError("port must be at most 65535")
+        if self.region and not re.fullmatch(r"[A-Za-z]{2}", self.region):
+            raise ConfigError(f"region must be a two-letter country code, not {self.region!r}")
+        litellm = self.upstream.partition(":")[0] == "litellm"
+        if litellm and self.upstream_key:
+            raise ConfigError("a litellm upstream takes its keys from litellm's own variables or `upstream_params`")
+        if litellm and not is_loopback(self.host):
+            raise ConfigError(
+                "a litellm upstream spends the operator's keys, and the server listens beyond loopback without tenants:"
+                " anyone who reaches it would spend them. Listen on 127.0.0.1"
+            )
         if self.upstream_key and not is_loopback(self.host):
             raise ConfigError(
                 "upstream_key is set and the server listens beyond loopback without tenants: anyone who reaches it"
@@ -106,11 +120,12 @@ def _is_ours(name: str) -> bool:
 
 def _read_file(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError):
-        raise ConfigError(f"{path}: is not valid YAML") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        problem = getattr(error, "problem", None)
+        raise ConfigError(f"{path}: is not valid YAML" + (f": {problem}" if problem else "")) from None
     if values is None:
         return {}
     if not isinstance(values, dict):

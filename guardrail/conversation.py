@@ -13,6 +13,9 @@ from typing import Any
 
 JSON = dict[str, Any]
 
+# An unknown string this short (an id, an enum, a timestamp) passes; a longer one is model text until shown otherwise.
+SHORT = 32
+
 
 class PartKind(StrEnum):
     """What a piece of model output is; each kind is scored by a rule of its own."""

@@ -65,10 +65,6 @@ class Judgement:
     findings: tuple[Finding, ...] = ()
     drop_reasoning: bool = False
 
-    @property
-    def unavailable(self) -> bool:
-        return any(finding.verdict is not Verdict.SCORED for finding in self.findings)
-
 
 # Where text could not be scored, the mode that each failure mode stands for; `unavailable` is answered with an error.
 _WITHOUT_SCORE = {OnError.REFUSE: Mode.REFUSE, OnError.UNAVAILABLE: Mode.REFUSE, OnError.PASS: Mode.DIRECT}

@@ -117,6 +117,8 @@ async def run_demo(settings: Settings, *, as_json: bool) -> int:
         with Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task("loading the safeguard")
             scorer = await asyncio.to_thread(open_scorer, settings, registry)
+            if scorer is not None:
+                stack.callback(scorer.close)
             for name, prompts in (("embedded", ASKED), ("replay", REPLAYED)):
                 bar.update(task, description=f"starting the proxy in front of {name}")
                 tee = _Tee(open_upstream(replace(settings, upstream=name, upstream_key=""), registry))
@@ -139,8 +141,10 @@ async def _proxy(settings: Settings, scorer: Scorer | None, upstream: Upstream) 
     kept = MemoryRecorder()
     local = replace(settings, host="127.0.0.1")
 
+    guard = await build_guard(local, load_plugins(), scorer, upstream, Recorders(kept, telemetry), telemetry)
+
     async def build() -> Guard:
-        return await build_guard(local, load_plugins(), scorer, upstream, Recorders(kept, telemetry), telemetry)
+        return guard
 
     app = create_app(build, upstream, telemetry, kept, local)
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, access_log=False))

@@ -37,11 +37,6 @@ class BadRequest(GuardrailError):
     type = "invalid_request_error"
 
 
-class Unauthorized(BadRequest):
-    status = 401
-    code = "invalid_api_key"
-
-
 class NotFound(BadRequest):
     status = 404
     code = "not_found"

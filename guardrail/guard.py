@@ -105,6 +105,11 @@ class Guard:
             head["retry-after"] = "5"
         return Reply(error.status, head, write_error(error))
 
+    def close(self) -> None:
+        """Ends the scorer's threads."""
+        if self._scorer is not None:
+            self._scorer.close()
+
     def describe(self) -> dict[str, str]:
         """What is in force: the policy and the weights, by their hashes."""
         policy = self._compiled.policy
@@ -241,7 +246,7 @@ class Guard:
             )
         ]
         if request.include_usage:
-            frames.append(wire.usage_event(None, Usage()))
+            frames.append(wire.usage_event(None, request, Usage(), case.created, case.note()))
         head = {"content-type": f"{EVENT_STREAM}; charset=utf-8", **case.headers()}
         return Reply(200, head, b"".join([*frames, wire.DONE]))
 

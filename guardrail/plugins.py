@@ -88,6 +88,8 @@ def open_upstream(settings: Settings, registry: Registry) -> Upstream:
         )
     if name in registry.upstreams:
         return registry.upstreams[name](argument=argument)
+    if "." in name or argument.partition("/")[0].isdigit():
+        raise ConfigError(f"upstream {settings.upstream!r} has no scheme; is it 'http://{settings.upstream}'?")
     known = ["litellm", *registry.upstreams]
     near = get_close_matches(name, known, n=1)
     hint = f"; is it {near[0]!r}?" if near else ""

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import yaml
 
 from guardrail.errors import PolicyError
+from guardrail.reading import read_yaml
 
 UNCLASSIFIED = "unclassified"
 
@@ -139,6 +140,8 @@ class Rule:
             raise PolicyError("'reasoning' must lie above 0 and not above 1")
         if self.finish not in ("content_filter", "stop"):
             raise PolicyError(f"'finish' must be content_filter or stop, not {self.finish!r}")
+        if self.crisis and self.finish != "stop":
+            raise PolicyError("a rule with 'crisis' help must have 'finish: stop': clients hide filtered text")
         if not self.judged and not self.judged_note:
             raise PolicyError("a rule that is not judged must say why in 'judged_note'")
 
@@ -181,6 +184,8 @@ class Policy:
         ids = [rule.id for rule in self.rules]
         if repeated := {rule for rule in ids if ids.count(rule) > 1}:
             raise PolicyError(f"rule ids appear twice: {', '.join(sorted(repeated))}")
+        if not 0 <= self.minimum_similarity <= 1:  # NaN neither
+            raise PolicyError("'minimum_similarity' must be from 0 to 1")
         if UNCLASSIFIED not in ids:
             raise PolicyError(f"there must be a rule {UNCLASSIFIED!r} for harm that falls under no other")
         if unknown := set(self.rewriters) - set(REWRITERS):
@@ -239,11 +244,11 @@ def parse_policy(text: str) -> Policy:
     if opening.strip() or not front:
         raise PolicyError("the file must begin with front matter between two lines of ---")
     try:
-        head = yaml.safe_load(front)
+        head = read_yaml(front)
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         where = f" at line {mark.line + 2}" if mark is not None else ""
-        raise PolicyError(f"the front matter is not valid YAML{where}") from None
+        raise PolicyError(f"the front matter is not valid YAML{where}" + (f": {problem}" if problem else "")) from None
     head = _mapping(head, "the front matter")
     _known(head, _POLICY_FIELDS, "the front matter")
     # A heading of the first level ends a rule's section and is prose for a reasoner, not a rule.
@@ -309,6 +314,8 @@ def _read_rule(rule: Mapping[str, Any], sections: Mapping[str, str]) -> Rule:
 def _split(text: str, heading: re.Pattern[str]) -> dict[str, str]:
     """The sections of a text by their headings; what stands before the first heading is left out."""
     found = list(heading.finditer(text))
+    if not found:
+        return {}
     names = [match[1] for match in found]
     if repeated := {name for name in names if names.count(name) > 1}:
         raise PolicyError(f"headings appear twice: {', '.join(sorted(repeated))}")

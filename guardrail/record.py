@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -53,7 +53,8 @@ class ChoiceRecord:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """`mode` is the strictest over the choices; `at` is Unix time, `timings` are milliseconds by station.
+    """`mode` is the strictest over the choices, `none` where none was decided; `at` is Unix time, `timings` are
+    milliseconds by station.
 
     `verdict` is `scored`, `error`, `unreadable` or `unscored`; `outcome` how the request ended: `completed`,
     `client_left`, `upstream_error`, `rejected` or `failed`. `spent` is the part of `usage` that rewriting cost.
@@ -132,6 +133,13 @@ class MemoryRecorder:
 
     def find(self, decision: str) -> Record | None:
         return self._records.get(decision)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __iter__(self) -> Iterator[Record]:
+        """Oldest first."""
+        return iter(list(self._records.values()))
 
 
 class LogRecorder:

@@ -83,6 +83,10 @@ class Scorer(Protocol):
         """Unit vectors, shape (len(texts), dimension), for routing text to rules."""
         ...
 
+    def close(self) -> None:
+        """Ends its threads, whoever waits; safe to call twice."""
+        ...
+
 
 async def score_all(scorer: Scorer, passages: Sequence[Passage], within: float) -> Sequence[Score]:
     """One score a passage, whatever happens: a scorer that fails, stalls or miscounts gives `ERROR` verdicts.

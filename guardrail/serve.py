@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from socket import socket
 
 import uvicorn
 from starlette.applications import Starlette
@@ -32,7 +33,12 @@ def make_app(settings: Settings, on_failure: Callable[[], None] = lambda: None) 
 
     async def build() -> Guard:
         scorer = await asyncio.to_thread(open_scorer, settings, registry)
-        guard = await build_guard(settings, registry, scorer, upstream, recorder, telemetry)
+        try:
+            guard = await build_guard(settings, registry, scorer, upstream, recorder, telemetry)
+        except BaseException:
+            if scorer is not None:
+                scorer.close()  # a thread inside torch must not outlive the interpreter
+            raise
         if scorer is None:
             _log.warning("safeguard is off: NOTHING IS JUDGED, every answer passes and is recorded as unscored")
         _log.info("ready", extra=guard.describe())
@@ -50,7 +56,7 @@ def serve(settings: Settings) -> int:
         failed = True
         server.should_exit = True
 
-    server = uvicorn.Server(
+    server = _Server(
         uvicorn.Config(
             make_app(settings, stop),
             host=settings.host,
@@ -62,9 +68,22 @@ def serve(settings: Settings) -> int:
             timeout_graceful_shutdown=10,
         )
     )
-    _log.info("listening", extra={"address": f"http://{settings.host}:{settings.port}", "upstream": _named(settings)})
+    server.upstream = _named(settings)
     server.run()
     return int(failed or not server.started)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, saying where it listens once it does; with `port: 0` that is not known before."""
+
+    upstream = ""
+
+    async def startup(self, sockets: list[socket] | None = None) -> None:
+        await super().startup(sockets)
+        for server in self.servers if self.started else ():
+            for bound in server.sockets:
+                host, port = bound.getsockname()[:2]
+                _log.info("listening", extra={"address": f"http://{host}:{port}", "upstream": self.upstream})
 
 
 def _named(settings: Settings) -> str:

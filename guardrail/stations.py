@@ -60,12 +60,9 @@ class Stations:
         found = [find(policy, routes, kind, key, score) for (kind, key), score in zip(parts, scores, strict=True)]
         for finding in found:
             case.meets(finding)
-            self.refuse_unavailable(finding)
+            if finding.verdict is not Verdict.SCORED and policy.on_error is OnError.UNAVAILABLE:
+                raise ScorerError("the answer could not be judged; try again", code="safeguard_unavailable")
         return found
-
-    def refuse_unavailable(self, finding: Finding) -> None:
-        if finding.verdict is Verdict.ERROR and self.compiled.policy.on_error is OnError.UNAVAILABLE:
-            raise ScorerError("the answer could not be judged; try again", code="safeguard_unavailable")
 
     def unscannable(self, case: Case, key: str) -> Finding:
         mode = Mode.DIRECT if self.limits.unscannable == "pass" else Mode.REFUSE
@@ -94,6 +91,7 @@ class Stations:
         headers: Mapping[str, str],
     ) -> Replacement:
         """What a flagged choice becomes. `shown` is what the client has read of it, `text` the whole draft."""
+        case.flags(judgement)
         with case.timed("rewrite"):
             rewritten = await self._rewrite(wire, request, judgement, text, shown, headers)
         case.replaces(judgement, rewritten, len(shown))
@@ -117,7 +115,9 @@ class Stations:
             return refuse(judgement.rule, self.compiled)
         flagged = [finding for finding in judgement.findings if finding.mode is not Mode.DIRECT]
         offset = len(request.prefill) + len(shown)
-        spans = tuple(_shift(span, offset) for finding in flagged for span in finding.spans if span.end > offset)
+        # Only the text itself (the part without a key) has its characters where the draft has them.
+        found = [span for finding in flagged if not finding.key for span in finding.spans]
+        spans = tuple(_shift(span, offset) for span in found if span.end > offset)
         draft = Draft(
             prompt=request.prompt,
             rule=self.compiled.policy.rule(judgement.rule),

@@ -47,6 +47,7 @@ class GuardedStream:
         self._hold = Holdback(wire.strip, Schedule(tail=policy.streaming.tail, held=stations.limits.held_bytes))
         self._like: StreamEvent | None = None
         self._begun: set[int] = set()
+        self._cleared: set[int] = set()
         self._finished: set[int] = set()
         self._worst: dict[int, float] = {}
         self._done = False
@@ -79,7 +80,8 @@ class GuardedStream:
         await self._finish("client_left")
 
     async def _finish(self, outcome: str) -> None:
-        for index in range(self._request.choices):
+        passed = range(self._request.choices) if outcome == "completed" else self._cleared
+        for index in passed:
             if index not in self._hold.gone and index not in self._hold.unreasoned:
                 self._case.passes(Judgement(index, Mode.DIRECT, None, self._worst.get(index)))
         self._case.close(outcome, 200)
@@ -95,7 +97,8 @@ class GuardedStream:
                     break
         if not self._done and self._is_decided():
             if self._request.include_usage and self._case.spent != Usage():
-                yield self._wire.usage_event(self._like, self._case.spent)
+                head = self._case.created, self._case.note()
+                yield self._wire.usage_event(self._like, self._request, self._case.spent, *head)
             yield self._wire.DONE
         elif not self._done:
             for out in await self._end():
@@ -160,6 +163,7 @@ class GuardedStream:
                 index, kind, _ = window.lane
                 if finding.mode is Mode.DIRECT:
                     cleared.append(Cleared(window, finding, self._on_error))
+                    self._cleared.add(index)
                 elif kind is PartKind.REASONING:
                     self._hold.drop_reasoning(index)
                     self._case.passes(Judgement(index, Mode.DIRECT, None, None, (finding,), drop_reasoning=True))
@@ -175,7 +179,8 @@ class GuardedStream:
         findings = await self._stations.find(self._case, [window.lane[1:] for window in windows], passages)
         for window, finding in zip(windows, findings, strict=True):
             index = window.lane[0]
-            self._worst[index] = max(self._worst.get(index, 0.0), finding.value or 0.0)
+            if finding.value is not None:
+                self._worst[index] = max(self._worst.get(index, 0.0), finding.value)
         return findings
 
     async def _intervene(self, index: int, findings: list[Finding]) -> list[bytes]:

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
-from guardrail.conversation import PartKind, StreamEvent
+from guardrail.conversation import SHORT, PartKind, StreamEvent
 from guardrail.decision import Finding
 from guardrail.policy import Mode, OnError
 from guardrail.scoring import Verdict
@@ -24,8 +24,6 @@ Strip = Callable[[StreamEvent, Collection[int], Collection[int]], StreamEvent | 
 
 # Where a sentence ends, in scripts with and without a space after the mark; a line end counts.
 _SENTENCE_END = re.compile(r"[.!?…](?=[\s\"')\]*_])|[。！？।؟\n]")  # noqa: RUF001 - the full-width marks are meant
-# An unknown field's text is scored once it is longer than this (DESIGN: unknown fields).
-_SHORT_UNKNOWN = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +235,7 @@ class Holdback:
         return needs
 
     def _is_short(self, key: LaneKey, lane: _Lane) -> bool:
-        return key[1] is PartKind.UNKNOWN and len(lane.text) <= _SHORT_UNKNOWN
+        return key[1] is PartKind.UNKNOWN and len(lane.text) <= SHORT
 
     def _is_due(self, key: LaneKey, lane: _Lane) -> bool:
         if not lane.waiting or self._is_short(key, lane):

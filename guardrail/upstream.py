@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
+from urllib.parse import urlsplit
 
 import aiohttp
 import httpx
@@ -68,10 +69,7 @@ class HTTPUpstream:
         connections: int = 512,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        parsed = httpx.URL(url)
-        if parsed.scheme not in ("http", "https") or not parsed.host:
-            raise ConfigError(f"upstream must be an http or https URL, not {url!r}")
-        self._base = str(parsed).rstrip("/").removesuffix("/v1")
+        self._base = _read_url(url).rstrip("/").removesuffix("/v1")
         self._key = key
         self._timeouts = timeouts or Timeouts()
         self._connections = connections
@@ -124,6 +122,16 @@ class HTTPUpstream:
         if self._client is not None:
             await self._client.aclose()
             self._client = None
+
+
+def _read_url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+            return str(httpx.URL(url))
+    except (ValueError, httpx.InvalidURL):
+        pass
+    raise ConfigError(f"upstream must be an http or https URL, not {url!r}")
 
 
 class _Body:

@@ -38,8 +38,14 @@ MISTAKES: list[tuple[tuple[str, ...], dict[str, str], str]] = [
     (("serve", "--policy", "nope"), {}, "no policy named 'nope'"),
     (("serve", "--policy", "./nope.md"), {}, "nope.md: cannot be read"),
     (("serve", "--config", "nope.yaml"), {}, "nope.yaml: cannot be read"),
+    (("serve", "--upstream", "https://["), {}, "must be an http or https URL"),
+    (("serve", "--upstream", "localhost:8000"), {}, "is it 'http://localhost:8000'?"),
+    (("serve", "--port", "99999"), {}, "port must be at most 65535"),
+    (("serve",), {"GUARDRAIL_REGION": "XYZ"}, "region must be a two-letter country code"),
+    (("serve", "--host", "0.0.0.0", "--upstream", "litellm:x/y"), {}, "spends the operator's keys"),
+    (("version",), {"GUARDRAIL_WEIGHTS": "nowhere"}, "the weights cannot be read"),
     (("serve",), {"GUARDRAIL_PROT": "1"}, "unknown setting 'prot'; the nearest is 'port'"),
-    (("serve", "--host", "0.0.0.0"), {"GUARDRAIL_UPSTREAM_KEY": "sk"}, "upstream_key is set"),  # noqa: S104
+    (("serve", "--host", "0.0.0.0"), {"GUARDRAIL_UPSTREAM_KEY": "sk"}, "upstream_key is set"),
     (("score", "--batch", "0"), {}, "--batch must be at least 1"),
     (("score", "nope.jsonl"), {}, "nope.jsonl: cannot be read"),
 ]
@@ -155,6 +161,27 @@ def test_serve_judges_logs_one_line_a_request_and_stops_on_sigterm(tmp_path: Pat
         assert line[name] == decision[name]
     assert "nerve" not in log.read_text()
     assert "guardrail_requests_total" in metrics
+
+
+@pytest.mark.parametrize("seconds", [1.5, 4.0], ids=["loading", "ready"])
+def test_ctrl_c_ends_serve_without_an_abort(tmp_path: Path, seconds: float) -> None:
+    with serving(tmp_path / "log", "--upstream", "replay") as (_, process):
+        time.sleep(seconds)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) in (130, -signal.SIGINT)
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def test_ctrl_c_ends_score_without_an_abort(tmp_path: Path) -> None:
+    source = tmp_path / "rows.jsonl"
+    source.write_text((json.dumps({"response": "Word after word. " * 400}) + "\n") * 200)
+    command = [sys.executable, "-m", "guardrail", "score", str(source)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRON) as process:
+        assert process.stdout is not None
+        process.stdout.readline()  # it is in the middle of its work
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    assert process.returncode == 130
 
 
 def test_serve_ends_when_it_can_never_be_ready(tmp_path: Path) -> None:

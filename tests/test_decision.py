@@ -108,7 +108,6 @@ WITHOUT_SCORE = [(OnError.REFUSE, REFUSE), (OnError.UNAVAILABLE, REFUSE), (OnErr
 def test_no_score_is_not_a_pass(kind: PartKind, verdict: Verdict, on_error: OnError, mode: Mode) -> None:
     found = find(policy(on_error), ROUTES, kind, "", Score(0.0, verdict=verdict))
     assert found == Finding(kind, "", mode, None, None, verdict=verdict)
-    assert Judgement(0, mode, None, None, (found,)).unavailable
 
 
 def finding(mode: Mode, value: float | None, kind: PartKind = TEXT, name: str | None = "r") -> Finding:

@@ -200,6 +200,27 @@ def test_on_error_unavailable_is_a_503(streamed: bool) -> None:
         assert error_of(reply)["code"] == "safeguard_unavailable"
 
 
+def test_a_client_that_leaves_during_a_rewrite_leaves_the_judgement_on_record() -> None:
+    upstream = FakeUpstream(lambda _: completion("Take ⟦weapons 0.7⟧."))
+    with proxy(upstream) as guarded:
+        httpx.post(guarded.url + PATH, json=ask())
+        upstream.pause = 1.5  # the answer comes at 1.5 s, its rewriting ends at 3 s
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(guarded.url + PATH, json=ask(), timeout=2.0)
+        wait_for(lambda: len(guarded.kept) == 2)
+        record = list(guarded.kept)[-1]
+    assert (record.outcome, record.mode, record.rule) == ("client_left", "safe_completion", "weapons")
+
+
+def test_on_error_pass_streamed_makes_up_no_score() -> None:
+    with proxy(FakeUpstream(lambda _: stream("Hello there.")), policy(on_error="pass")) as guarded:
+        guarded.scorer.fail = ScorerError("down")
+        reply = post(guarded.url, ask(stream=True))
+        record = guarded.record(reply.headers["x-guardrail-decision"])
+    assert "Hello" in reply.text
+    assert (record.verdict, record.value) == ("error", None)
+
+
 def test_on_error_pass_is_the_operator_s_choice_and_is_recorded() -> None:
     body = completion("Hello.")
     with proxy(FakeUpstream(lambda _: body), policy(on_error="pass")) as guarded:
@@ -247,7 +268,9 @@ def test_a_client_that_leaves_a_plain_request_stops_the_upstream() -> None:
     with proxy(upstream) as guarded:
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(guarded.url + PATH, json=ask(), timeout=0.3)
-        wait_for(lambda: upstream.open == 0, 1.5)
+        wait_for(lambda: upstream.open == 0 and len(guarded.kept) == 1, 1.5)
+        (record,) = guarded.kept
+        assert (record.outcome, record.mode) == ("client_left", "none")
 
 
 def wait_for(true: Any, seconds: float = 3.0) -> None:

@@ -88,6 +88,9 @@ class MarkScorer:
             raise self.fail
         return [self._score(passage) for passage in passages]
 
+    def close(self) -> None:
+        pass
+
     def _score(self, passage: Passage) -> Score:
         text, start = passage.text, passage.start
         if not text:  # the prompt alone

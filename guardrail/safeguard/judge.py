@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 from guardrail.safeguard import model
 from guardrail.safeguard.model import Calibration, Network, Settings
-from guardrail.safeguard.windows import Tokens, Window, clip_prompt, cut_windows, sentences
+from guardrail.safeguard.windows import PROMPT_TOKENS, Tokens, Window, clip_prompt, cut_windows, sentences
 from guardrail.scoring import Passage, Score, Span, Vector
 
 SPAN_VALUE = 0.5
@@ -28,6 +28,9 @@ SPAN_VALUE = 0.5
 BATCH_TOKENS = 1024
 CONTEXT_CHARACTERS = 2000
 """What is tokenised before a passage's start: more than the context holds, and a bound on the work for each window."""
+
+PROMPT_CHARACTERS = 2000
+"""What is tokenised of either end of a long prompt, if that has tokens enough."""
 
 CLS, SEP = 101, 102
 
@@ -108,14 +111,24 @@ class Judge:
         return self.combine(plans, [outputs[i] for i in range(len(inputs))])
 
     def plan(self, passages: Sequence[Passage]) -> list[Plan]:
-        prompts = self.encode([passage.prompt for passage in passages])
+        prompts = [self._clip(passage.prompt) for passage in passages]
         begins = [max(0, passage.start - CONTEXT_CHARACTERS) for passage in passages]
         texts = [passage.text[begin:] for passage, begin in zip(passages, begins, strict=True)]
         tokens = self.encode(texts)
         return [
-            _cut(clip_prompt(prompt.ids), text, begin, passage.start - begin, own)
+            _cut(prompt, text, begin, passage.start - begin, own)
             for prompt, text, begin, passage, own in zip(prompts, texts, begins, passages, tokens, strict=True)
         ]
+
+    def _clip(self, prompt: str) -> tuple[int, ...]:
+        """As `clip_prompt` of all its tokens, without tokenising a long prompt's middle."""
+        if len(prompt) > 2 * PROMPT_CHARACTERS:
+            head, tail = self.encode([prompt[:PROMPT_CHARACTERS], prompt[-PROMPT_CHARACTERS:]])
+            if min(len(head.ids), len(tail.ids)) >= PROMPT_TOKENS // 2:
+                return clip_prompt([*head.ids, *tail.ids])
+            # Blanks have no tokens and an endless word has one: padding with them must not hide what stands within.
+        (whole,) = self.encode([prompt])
+        return clip_prompt(whole.ids)
 
     def encode(self, texts: Sequence[str]) -> list[Tokens]:
         whole = [_SURROGATE.sub("\ufffd", text) for text in texts]  # the tokenizer takes no lone surrogates

@@ -1,9 +1,11 @@
 """A queue in front of a slow function: callers wait without blocking their event loop, work goes out in batches.
 
-One worker thread runs the function. It always takes the item that waited longest, and fills the batch with those
-nearest to it in size, under a budget of padded cost (padding makes every item as dear as the largest). Callers who
-left are skipped, a failing batch fails its own callers, a full queue says so at once. The futures belong to no event
-loop until they are awaited, so several loops may use one queue, at a time or one after another.
+One worker thread runs the function. It takes the item whose turn is next, and fills the batch with those nearest to it
+in size, under a budget of padded cost (padding makes every item as dear as the largest). Turns are start-time fair
+queueing, each submission a flow: its first item has the turn being served, each further one the turn after, so that a
+long submission shares the worker with those who come later. Callers who left are skipped, a failing batch fails its
+own callers, a full queue says so at once. The futures belong to no event loop until they are awaited, so several loops
+may use one queue, at a time or one after another.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Generic, TypeVar
 
 from guardrail.errors import Overloaded, ScorerError
@@ -25,6 +28,7 @@ Result = TypeVar("Result")
 class _Waiting(Generic[Item, Result]):
     item: Item
     size: int
+    turn: int
     future: Future[Result]
 
 
@@ -46,7 +50,8 @@ class BatchQueue(Generic[Item, Result]):
         self._size = size
         self._budget = budget
         self._capacity = capacity
-        self._waiting: list[_Waiting[Item, Result]] = []
+        self._waiting: list[_Waiting[Item, Result]] = []  # by turn; who came first, where turns are equal
+        self._turn = 0  # of the item the last batch was built around; none that waits has a smaller one
         self._changed = threading.Condition()
         self._worker: threading.Thread | None = None
         self._closed = False
@@ -78,15 +83,20 @@ class BatchQueue(Generic[Item, Result]):
             self._worker.join()
 
     def _enqueue(self, items: Sequence[Item]) -> list[Future[Result]]:
-        entries: list[_Waiting[Item, Result]] = [_Waiting(item, self._size(item), Future()) for item in items]
+        sizes = [self._size(item) for item in items]
         with self._changed:
             if self._closed:
                 raise ScorerError("the scorer was closed")
-            if len(self._waiting) + len(entries) > self._capacity:
+            if len(self._waiting) + len(items) > self._capacity:
                 self._waiting = [entry for entry in self._waiting if not entry.future.cancelled()]
-            if len(self._waiting) + len(entries) > self._capacity:
+            if len(self._waiting) + len(items) > self._capacity:
                 raise Overloaded("too many texts are waiting to be scored")
+            entries: list[_Waiting[Item, Result]] = [
+                _Waiting(item, size, turn, Future())
+                for turn, (item, size) in enumerate(zip(items, sizes, strict=True), self._turn)
+            ]
             self._waiting.extend(entries)
+            self._waiting.sort(key=attrgetter("turn"))  # two sorted runs: one merge
             if self._worker is None:
                 self._worker = threading.Thread(target=self._work, name="scorer", daemon=True)
                 self._worker.start()
@@ -106,14 +116,15 @@ class BatchQueue(Generic[Item, Result]):
                 self._answer(batch)
 
     def _take(self) -> list[_Waiting[Item, Result]]:
-        """The oldest item and its nearest in size, out of the queue. The lock is held."""
+        """The item whose turn is next and its nearest in size, out of the queue. The lock is held."""
         self._waiting = [entry for entry in self._waiting if not entry.future.cancelled()]
         if not self._waiting:
             return []
-        oldest = self._waiting[0]
+        first = self._waiting[0]
+        self._turn = first.turn
         taken: list[_Waiting[Item, Result]] = []
         largest = 0
-        for entry in sorted(self._waiting, key=lambda entry: abs(entry.size - oldest.size)):
+        for entry in sorted(self._waiting, key=lambda entry: abs(entry.size - first.size)):  # stable: then by turn
             largest = max(largest, entry.size)
             if taken and largest * (len(taken) + 1) > self._budget:
                 break

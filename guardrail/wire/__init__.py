@@ -56,7 +56,9 @@ class WireFormat(Protocol):
         prefix: str = "",
     ) -> list[bytes]: ...
 
-    def usage_event(self, like: StreamEvent | None, usage: Usage) -> bytes: ...
+    def usage_event(
+        self, like: StreamEvent | None, request: Request, usage: Usage, created: int, note: JSON
+    ) -> bytes: ...
 
 
 FORMATS: Mapping[str, WireFormat] = {chat.PATH: chat}

@@ -12,6 +12,7 @@ from typing import Any
 
 from guardrail.conversation import (
     JSON,
+    SHORT,
     Choice,
     Part,
     PartKind,
@@ -25,7 +26,6 @@ from guardrail.conversation import (
 )
 from guardrail.errors import BadRequest, UpstreamError
 from guardrail.wire.fields import (
-    SHORT,
     expect,
     read_request_object,
     read_upstream_object,
@@ -363,10 +363,7 @@ def replace_events(
 
     `like` is any event of the same stream, for its id; `begun` says that the choice's role is on the wire already.
     """
-    source = like.body if like is not None and like.body is not None else None
-    head = _head(request, note, created, "chat.completion.chunk")
-    if source is not None:
-        head |= {name: source[name] for name in _HEAD if name in source}
+    head = _chunk_head(like, request, note, created)
     delta: JSON = {} if begun else {"role": "assistant"}
     delta["refusal" if replacement.as_refusal else "content"] = prefix + replacement.text
     text = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
@@ -377,10 +374,15 @@ def replace_events(
     ]
 
 
-def usage_event(like: StreamEvent | None, usage: Usage) -> bytes:
-    head = (like.body if like is not None else None) or {}
-    kept = {name: head[name] for name in _HEAD if name in head}
-    return write_frame(write_json({**kept, "choices": [], "usage": _write_usage(usage)}))
+def usage_event(like: StreamEvent | None, request: Request, usage: Usage, created: int, note: JSON) -> bytes:
+    head = _chunk_head(like, request, note, created)
+    return write_frame(write_json({**head, "choices": [], "usage": _write_usage(usage)}))
+
+
+def _chunk_head(like: StreamEvent | None, request: Request, note: JSON, created: int) -> JSON:
+    head = _head(request, note, created, "chat.completion.chunk")
+    source = (like.body if like is not None else None) or {}
+    return head | {name: source[name] for name in _HEAD if name in source}
 
 
 DONE = write_frame(b"[DONE]")

@@ -10,11 +10,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from guardrail.conversation import JSON, Part, PartKind, Usage
+from guardrail.conversation import JSON, SHORT, Part, PartKind, Usage
 from guardrail.errors import BadRequest, GuardrailError, UpstreamError
-
-# An unknown string this short (an id, an enum, a timestamp) passes; a longer one is model text until shown otherwise.
-SHORT = 32
 
 _BLANKLESS = re.compile(r"[!-~]*")
 _ESCAPE = re.compile(r"""\\(?:u([0-9a-fA-F]{4})|(["\\/bfnrt]))""")

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from guardrail.conversation import JSON, PartKind, Piece
-from guardrail.wire.fields import SHORT, expect, is_blankless, strange_names, strings, unknown_strings
+from guardrail.conversation import JSON, SHORT, PartKind, Piece
+from guardrail.wire.fields import expect, is_blankless, strange_names, strings, unknown_strings
 
 REASONING = ("reasoning_content", "reasoning", "reasoning_details", "thinking_blocks", "thinking")
 _MEDIA = ("audio", "images")

@@ -72,6 +72,69 @@ async def test_what_waits_goes_together_like_with_like(queue: BatchQueue[int, in
     assert recorder.batches == [[1], [10, 11, 12], [90], [80]]
 
 
+async def test_a_late_caller_is_served_soon_while_a_long_submission_is_worked_off(recorder: Recorder) -> None:
+    queue = BatchQueue(recorder, lambda item: 25, budget=100, capacity=8192)
+    recorder.gate.clear()
+    long = asyncio.create_task(queue.submit(range(1000, 1500)))
+    assert await asyncio.to_thread(recorder.entered.wait, 5)
+    late = asyncio.create_task(queue.submit([7]))
+    await asyncio.sleep(0.01)
+    recorder.gate.set()
+    assert await late == [14]
+    assert await long == [2 * item for item in range(1000, 1500)]
+    queue.close()
+    assert recorder.batches[:2] == [[1000, 1001, 1002, 1003], [7, 1004, 1005, 1006]]
+
+
+async def served_with_a_latecomer(early: int, late: Sequence[int], *, after: int) -> list[int]:
+    """The order, one item a batch, of `early` submissions of 100 items and one that comes once `after` are served."""
+    served: list[int] = []
+    reached, gate = threading.Event(), threading.Event()
+
+    def run(items: Sequence[int]) -> list[int]:
+        if len(served) == after:
+            reached.set()
+            assert gate.wait(5)
+        served.extend(items)
+        return list(items)
+
+    queue = BatchQueue(run, lambda item: 1, budget=1, capacity=8192)
+    tasks = [asyncio.create_task(queue.submit([n] * 100)) for n in range(early)]
+    assert await asyncio.to_thread(reached.wait, 5)
+    tasks.append(asyncio.create_task(queue.submit(late)))
+    await asyncio.sleep(0.01)
+    gate.set()
+    await asyncio.gather(*tasks)
+    queue.close()
+    return served
+
+
+async def test_a_late_caller_waits_for_one_item_of_each_long_submission() -> None:
+    served = await served_with_a_latecomer(10, [99], after=35)
+    assert served.index(99) <= 35 + 10
+
+
+async def test_a_long_submission_that_comes_late_has_half_and_no_more() -> None:
+    served = await served_with_a_latecomer(1, [99] * 100, after=20)
+    assert abs(served[21:121].count(99) - 50) <= 1
+
+
+async def test_long_submissions_keep_pace_whatever_their_sizes(recorder: Recorder) -> None:
+    queue = BatchQueue(recorder, lambda item: 20 if item < 2000 else 30, budget=100, capacity=8192)
+    first = await held(queue, recorder)
+    one, two = (asyncio.create_task(queue.submit(range(n, n + 300))) for n in (1000, 2000))
+    await asyncio.sleep(0.01)
+    recorder.gate.set()
+    assert await one == [2 * item for item in range(1000, 1300)]
+    assert await two == [2 * item for item in range(2000, 2300)]
+    await first
+    queue.close()
+    ahead = 0
+    for batch in recorder.batches[1:]:
+        ahead += sum(1 if item < 2000 else -1 for item in batch)
+        assert abs(ahead) <= 5
+
+
 async def test_an_item_over_the_budget_goes_alone(queue: BatchQueue[int, int], recorder: Recorder) -> None:
     assert await queue.submit([500]) == [1000]
 

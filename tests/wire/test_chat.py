@@ -472,8 +472,10 @@ def test_a_replacement_streams_as_the_sdk_reads_it(
 
 
 def test_usage_comes_in_a_last_chunk() -> None:
-    (frame,) = SSEReader().push(chat.usage_event(LIKE, Usage(1, 2)))
-    read = ChatCompletionChunk.model_validate_json(frame.data or b"")
-    assert (read.id, read.choices) == ("c1", [])
+    request = chat.read_request(b'{"model": "m", "messages": [{"role": "user", "content": "Hi"}]}')
+    for like, name in ((LIKE, "c1"), (None, "chatcmpl-dec_1")):
+        (frame,) = SSEReader().push(chat.usage_event(like, request, Usage(1, 2), 7, {"decision": "dec_1"}))
+        read = ChatCompletionChunk.model_validate_json(frame.data or b"")
+        assert (read.id, read.choices) == (name, [])
     assert read.usage is not None
     assert read.usage.total_tokens == 3
