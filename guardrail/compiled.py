@@ -84,7 +84,7 @@ async def _check(policy: Policy, templates: Mapping[str, str], scorer: Scorer) -
 async def _route(policy: Policy, scorer: Scorer) -> Routes:
     """A rule is near where its definitions are near, or anything it lists as violating, or a violating example.
 
-    The list lifts top-1 accuracy on catqa's prompts from .64 to .68 (docs/safeguard.md).
+    The list lifts top-1 accuracy on catqa's prompts from .63 to .68 (docs/safeguard.md).
     """
     texts: list[tuple[str, str]] = []
     for rule in policy.rules:
