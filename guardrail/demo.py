@@ -16,7 +16,7 @@ from typing import Any
 
 import uvicorn
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -112,19 +112,22 @@ async def run_demo(settings: Settings, *, as_json: bool) -> int:
     console = Console(stderr=as_json)
     registry = load_plugins()
     shown: list[Shown] = []
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     async with AsyncExitStack() as stack:
         with Progress(*columns, console=console, transient=True) as bar:
-            task = bar.add_task("loading the safeguard")
+            task = bar.add_task("loading the safeguard", total=None)
             scorer = await asyncio.to_thread(open_scorer, settings, registry)
             if scorer is not None:
                 stack.callback(scorer.close)
             for name, prompts in (("embedded", ASKED), ("replay", REPLAYED)):
-                bar.update(task, description=f"starting the proxy in front of {name}")
-                tee = _Tee(open_upstream(replace(settings, upstream=name, upstream_key=""), registry))
+                upstream = open_upstream(replace(settings, upstream=name, upstream_key=""), registry)
+                await _load(upstream, bar, task)
+                bar.update(task, description=f"starting the proxy in front of {name}", total=None)
+                tee = _Tee(upstream)
                 proxy = await stack.enter_async_context(_proxy(settings, scorer, tee))
                 for at, (intent, prompt) in enumerate(prompts, 1):
-                    bar.update(task, description=f"{name}: prompt {at} of {len(prompts)}")
+                    where = f"{name}: prompt {at} of {len(prompts)}"
+                    bar.update(task, description=where, total=len(prompts), completed=at - 1)
                     shown.append(await _ask(proxy, tee, name, intent, prompt))
     if as_json:
         for row in shown:
@@ -132,6 +135,13 @@ async def run_demo(settings: Settings, *, as_json: bool) -> int:
     else:
         _print(console, shown)
     return 0
+
+
+async def _load(upstream: Upstream, bar: Progress, task: TaskID) -> None:
+    """Loads an upstream that can tell how far it is; others load with their first request."""
+    load = getattr(upstream, "load", None)
+    if load is not None:
+        await load(lambda what, share: bar.update(task, description=what, total=1.0, completed=share))
 
 
 @asynccontextmanager
