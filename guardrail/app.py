@@ -175,9 +175,9 @@ class _StreamResponse(Response):
         leaving = asyncio.create_task(_disconnected(receive))
         try:
             await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            sending.cancel() if not sending.done() else None
-            await asyncio.gather(sending, return_exceptions=True)
-            if sending.done() and not sending.cancelled():
+            sending.cancel()  # nothing, if it is done
+            await asyncio.wait({sending})
+            if not sending.cancelled():
                 sending.result()
         finally:
             leaving.cancel()

@@ -17,12 +17,12 @@ from weakref import WeakSet
 from guardrail.case import Case
 from guardrail.compiled import Compiled
 from guardrail.conversation import PartKind, Replacement, Request, Response, Usage
-from guardrail.decision import Finding, Judgement, find, judge
+from guardrail.decision import Finding, Judgement, judge
 from guardrail.errors import GuardrailError, ScorerError, UpstreamError, UpstreamRejected
 from guardrail.policy import Mode, PromptMode, Tier
 from guardrail.record import Recorder
 from guardrail.rewriting import Rewriter, instruction, refuse
-from guardrail.scoring import Passage, Scorer, Verdict, score_all
+from guardrail.scoring import Scorer, Verdict
 from guardrail.stations import Limits, Stations, check_choices, read_body
 from guardrail.stream import EVENT_STREAM, GuardedStream, RelayedStream
 from guardrail.telemetry import Telemetry
@@ -120,30 +120,31 @@ class Guard:
         return sum(stream.held_bytes for stream in self._streams)
 
     async def _answer(self, case: Case, wire: WireFormat, request: Request, headers: Mapping[str, str]) -> Reply:
-        if self._stations is None:
+        stations = self._stations
+        if stations is None:
             return await self._relay(case, wire, request, headers)
         mode = self._compiled.policy.prompt
         if mode is PromptMode.OBSERVE:
             # The prompt is judged while the upstream works; only the record waits for it.
-            case.observing = asyncio.create_task(self._judge_prompt(case, request))
+            case.observing = asyncio.create_task(stations.judge_prompt(case, request))
             answer = await self._send(case, wire, request.raw, headers)
         else:
             body = request.raw
             if mode is PromptMode.ENFORCE:
-                rule = await self._enforce(case, request)
+                rule = await self._enforce(stations, case, request)
                 if rule is not None and self._compiled.policy.rule(rule).tier is Tier.PROHIBITED:
-                    return self._refuse_unasked(case, wire, request, rule)
+                    return self._refuse_unasked(stations, case, wire, request, rule)
                 if rule is not None:
                     body = wire.instruct(request, instruction(self._compiled.policy.rule(rule)))
             answer = await self._send(case, wire, body, headers)
         # The type is ours to say: under another one, or in another charset, the client would read another text.
         if request.stream and _media_type(answer) == EVENT_STREAM:
-            stream = GuardedStream(self._stations, case, wire, request, answer, headers)
+            stream = GuardedStream(stations, case, wire, request, answer, headers)
             self._streams.add(stream)
             head = {"content-type": f"{EVENT_STREAM}; charset=utf-8", "cache-control": "no-cache"}
             return Reply(200, {**_returned(answer), **head, **case.headers()}, stream)
         raw = await read_body(answer.stream, self._limits.response_bytes)
-        body = await self._guard(self._stations, case, wire, request, wire.read_response(raw), headers)
+        body = await self._guard(stations, case, wire, request, wire.read_response(raw), headers)
         head = {"content-type": "application/json"}
         return Reply(200, {**_returned(answer), **head, **case.headers(with_mode=True)}, body)
 
@@ -215,26 +216,18 @@ class Guard:
 
     # Prompts
 
-    async def _judge_prompt(self, case: Case, request: Request) -> Finding:
-        assert self._scorer is not None  # noqa: S101 - for the type checker
-        (score,) = await score_all(self._scorer, [Passage(request.prompt, "")], self._limits.score_timeout)
-        finding = find(self._compiled.policy, self._compiled.routes, PartKind.TEXT, "prompt", score)
-        case.asks(finding)
-        return finding
-
-    async def _enforce(self, case: Case, request: Request) -> str | None:
+    async def _enforce(self, stations: Stations, case: Case, request: Request) -> str | None:
         """The rule that the prompt is over the band of, or None. A prompt without a score is judged by its answer."""
-        finding = await self._judge_prompt(case, request)
+        finding = await stations.judge_prompt(case, request)
         over = finding.verdict is Verdict.SCORED and finding.mode is not Mode.DIRECT
         return finding.rule if over else None
 
-    def _refuse_unasked(self, case: Case, wire: WireFormat, request: Request, rule: str) -> Reply:
+    def _refuse_unasked(self, stations: Stations, case: Case, wire: WireFormat, request: Request, rule: str) -> Reply:
         """A refusal of our own; the upstream was never called."""
         refusal = refuse(rule, self._compiled)
         for index in range(request.choices):
             case.replaces(Judgement(index, Mode.REFUSE, rule, case.prompt_value), refusal, 0)
-        finish = "stop" if request.structured else self._compiled.policy.rule(rule).finish
-        replacement = Replacement(refusal.mode, rule, refusal.text, finish, as_refusal=request.structured)
+        replacement = stations.replacement(request, rule, refusal)
         if not request.stream:
             made = wire.make_response(request, replacement, case.note(), case.created)
             return Reply(200, {"content-type": "application/json", **case.headers(with_mode=True)}, made)

@@ -48,6 +48,13 @@ class Stations:
         self._upstream = upstream
         self._rewriters = rewriters or BUILT_IN
 
+    async def judge_prompt(self, case: Case, request: Request) -> Finding:
+        """Scores the prompt alone and puts it on record; a prompt without a score is nobody's reason to refuse."""
+        (score,) = await score_all(self._scorer, [Passage(request.prompt, "")], self.limits.score_timeout)
+        finding = find(self.compiled.policy, self.compiled.routes, PartKind.TEXT, "prompt", score)
+        case.asks(finding)
+        return finding
+
     async def find(
         self, case: Case, parts: Sequence[tuple[PartKind, str]], passages: Sequence[Passage]
     ) -> list[Finding]:
@@ -95,11 +102,14 @@ class Stations:
         with case.timed("rewrite"):
             rewritten = await self._rewrite(wire, request, judgement, text, shown, headers)
         case.replaces(judgement, rewritten, len(shown))
+        return self.replacement(request, judgement.rule, rewritten)
+
+    def replacement(self, request: Request, rule: str | None, rewritten: Rewritten) -> Replacement:
+        """A rewritten text in the shape its client can take, with the finish that its rule asks for."""
         finish = "stop"
         if rewritten.mode is Mode.REFUSE and not request.structured:
-            rule = judgement.rule
             finish = self.compiled.policy.rule(rule).finish if rule else "content_filter"
-        return Replacement(rewritten.mode, judgement.rule, rewritten.text, finish, as_refusal=request.structured)
+        return Replacement(rewritten.mode, rule, rewritten.text, finish, as_refusal=request.structured)
 
     async def _rewrite(
         self,

@@ -88,13 +88,11 @@ class Telemetry:
         """The time of one station. Strings that do not look like names are not told."""
         return nullcontext() if self._spans is None else self._spans.span(name, attributes)
 
-    def observe(self, record: Record) -> None:
+    def record(self, record: Record) -> None:
+        """As a `Recorder`: metrics always, and the decision's span where spans go out."""
         self._metrics.observe(record)
         if self._spans is not None:
             self._spans.tell(record)
-
-    # A `Recorder` like any other.
-    record = observe
 
     def watch(
         self, *, held_bytes: Callable[[], float] | None = None, recorder_failures: Callable[[], float] | None = None

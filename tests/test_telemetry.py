@@ -65,12 +65,12 @@ def samples(telemetry: Telemetry) -> dict[tuple[str, tuple[tuple[str, str], ...]
 
 def test_a_record_becomes_metrics() -> None:
     telemetry = Telemetry()
-    telemetry.observe(record())
     telemetry.record(record())
-    telemetry.observe(record(verdict="error", mode="refuse_with_redirection", windows=0, timings={"rewrite": 5.0}))
-    telemetry.observe(record(outcome="rejected", status=400, windows=0, timings={"total": 1.0}))
+    telemetry.record(record())
+    telemetry.record(record(verdict="error", mode="refuse_with_redirection", windows=0, timings={"rewrite": 5.0}))
+    telemetry.record(record(outcome="rejected", status=400, windows=0, timings={"total": 1.0}))
     intervened = ChoiceRecord(0, "safe_completion", "cyber", 0.8, "template", None, 50)
-    telemetry.observe(record(mode="safe_completion", rule="cyber", choices=(intervened,)))
+    telemetry.record(record(mode="safe_completion", rule="cyber", choices=(intervened,)))
     got = samples(telemetry)
 
     def requests(mode: str, rule: str, outcome: str) -> float:
@@ -112,7 +112,7 @@ def test_what_others_count_is_read_when_metrics_are() -> None:
 def test_labels_are_bounded_and_models_are_none_of_them() -> None:
     telemetry = Telemetry()
     for number in range(1500):
-        telemetry.observe(record(rule=f"rule-{number}", model=f"model-{number}"))
+        telemetry.record(record(rule=f"rule-{number}", model=f"model-{number}"))
     got = [labels for name, labels in samples(telemetry) if name == "guardrail_requests_total"]
     assert len(got) == 1001
     assert "model-" not in telemetry.render_metrics()[0].decode()
@@ -120,7 +120,7 @@ def test_labels_are_bounded_and_models_are_none_of_them() -> None:
 
 def test_two_telemetries_do_not_share() -> None:
     first, second = Telemetry(), Telemetry()
-    first.observe(record())
+    first.record(record())
     assert not [name for name, _ in samples(second) if name == "guardrail_requests_total"]
 
 
@@ -204,7 +204,7 @@ def test_spans_arrive_with_the_names_of_the_conventions(collector: Collector) ->
             pass
         with telemetry.span("rewrite", decision=CANARY):
             pass
-        telemetry.observe(record(mode="safe_completion", rule="cyber", usage=Usage(3, 4)))
+        telemetry.record(record(mode="safe_completion", rule="cyber", usage=Usage(3, 4)))
     telemetry.shutdown()
     spans = collector.spans()
     assert set(spans) == {"guardrail", "chat gpt-4o-mini", "score", "rewrite", "decision"}
@@ -274,7 +274,7 @@ def test_a_collector_that_is_gone_stops_nothing_for_long() -> None:
     telemetry = Telemetry("http://127.0.0.1:9")
     with telemetry.incoming(None), telemetry.span("score"):
         pass
-    telemetry.observe(record())
+    telemetry.record(record())
     began = time.monotonic()
     telemetry.shutdown()
     assert time.monotonic() - began < 8

@@ -326,8 +326,8 @@ def without_reasoning(event: StreamEvent, dropped: Collection[int]) -> StreamEve
 
 
 def _rewritten(event: StreamEvent, body: JSON) -> StreamEvent:
-    raw = write_frame(write_json(body))
-    return read_event(Frame(raw, write_json(body)))
+    data = write_json(body)
+    return read_event(Frame(write_frame(data), data))
 
 
 def strip(event: StreamEvent, choices: Collection[int], reasoning: Collection[int]) -> StreamEvent | None:
