@@ -42,11 +42,11 @@ def open_scorer(settings: Settings, registry: Registry) -> Scorer | None:
     return registry.scorers["safeguard"](settings) if settings.safeguard == "on" else None
 
 
-def weights_hash(settings: Settings) -> str:
+def weights_hash(settings: Settings, registry: Registry) -> str:
     from guardrail.safeguard import model  # brings torch
 
     try:
-        return model.weights_hash(Path(settings.weights) if settings.weights else model.WEIGHTS)
+        return model.weights_hash(registry.weights_folder(settings) or model.WEIGHTS)
     except OSError as error:
         raise ConfigError(f"the weights cannot be read: {error.filename}") from None
 

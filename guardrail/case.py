@@ -26,6 +26,7 @@ class Case:
         self.id = f"dec_{uuid.uuid4().hex}"
         self.created = int(time.time())
         self.verdict = Verdict.SCORED.value
+        self.unreadable = ""
         self.usage: Usage | None = None
         self.spent = Usage()
         self.windows = 0
@@ -55,6 +56,8 @@ class Case:
     def meets(self, finding: Finding) -> None:
         if finding.verdict is not Verdict.SCORED:
             self.verdict = finding.verdict.value
+        if finding.note:
+            self.unreadable = finding.note
 
     def passes(self, judgement: Judgement) -> None:
         """A choice that goes out as it came, or with its reasoning taken away."""
@@ -142,6 +145,7 @@ class Case:
                 rule=worst.rule if worst else None,
                 value=worst.value if worst else None,
                 verdict=self.verdict,
+                unreadable=self.unreadable,
                 outcome=outcome,
                 status=status,
                 choices=choices,

@@ -54,6 +54,32 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--json", action="store_true", help="print the results as JSON lines")
     demo.set_defaults(run=_demo)
 
+    train = commands.add_parser("train", help="train a safeguard from a manifest of labelled rows")
+    train.add_argument(
+        "manifest", nargs="?", default="permissive", help="name of one that ships, or path of a YAML file"
+    )
+    train.add_argument("--data", type=Path, help="folder that the manifest's paths are relative to (default: its own)")
+    train.add_argument("--out", type=Path, required=True, help="folder for the weights; a run that was cut off goes on")
+    train.add_argument("--without", default="", metavar="FAMILY", help="leave out a family of sources, to test on it")
+    train.add_argument("--threads", type=int, default=0, help="CPU threads (default: all)")
+    train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of the plan")
+    train.set_defaults(run=_train)
+
+    measured = commands.add_parser("eval", help="measure the safeguard").add_subparsers(required=True, metavar="WHAT")
+    evaluate = measured.add_parser("safeguard", help="every figure of the safeguard, with intervals, tables and plots")
+    evaluate.add_argument("--data", type=Path, required=True, help="folder of train.jsonl.gz and dev.jsonl.gz")
+    evaluate.add_argument(
+        "--out", type=Path, required=True, help="folder for figures.json, tables.md, index.html, plots"
+    )
+    evaluate.add_argument("--weights", type=Path, help="folder of the weights to measure (default: those that ship)")
+    evaluate.add_argument("--manifest", default="permissive", help="what they were trained by (default: permissive)")
+    evaluate.add_argument(
+        "--beside", action="append", default=[], metavar="NAME=FOLDER", help="weights to compare with"
+    )
+    evaluate.add_argument("--threads", type=int, default=0, help="CPU threads (default: all)")
+    evaluate.add_argument("--quick", action="store_true", help="at most 200 rows of a source: to see that it runs")
+    evaluate.set_defaults(run=_evaluate)
+
     version = commands.add_parser("version", help="version of the code, hashes of weights and policy")
     _common(version)
     version.set_defaults(run=_version)
@@ -89,12 +115,47 @@ def _demo(arguments: argparse.Namespace) -> int:
     return asyncio.run(run_demo(_settings(arguments), as_json=bool(arguments.json)))
 
 
+def _train(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from guardrail.safeguard.calibrate import calibrate
+    from guardrail.safeguard.manifest import find_manifest, read_changes, read_manifest
+    from guardrail.safeguard.train import train
+
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    manifest = read_manifest(find_manifest(arguments.manifest), arguments.data, read_changes(arguments.set))
+    if arguments.without and arguments.without not in manifest.families():
+        raise ConfigError(f"no family {arguments.without!r}; the manifest has {', '.join(manifest.families())}")
+    train(manifest, arguments.out, arguments.without)
+    for name, value in calibrate(arguments.out, manifest).items():
+        print(f"{name:28} {value:.4f}")
+    print(f"weights in {arguments.out}; use them with the setting `weights: {arguments.out}`")
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from guardrail.report import Options, report
+    from guardrail.safeguard.model import WEIGHTS
+
+    beside = {}
+    for word in arguments.beside:
+        name, equals, folder = word.partition("=")
+        if not (name and equals and folder) or name == "safeguard" or name in beside:
+            raise ConfigError(f"--beside {word!r} is not NAME=FOLDER with a name of its own")
+        beside[name] = Path(folder)
+    taken = {name: getattr(arguments, name) for name in ("data", "out", "manifest", "threads", "quick")}
+    report(Options(weights=arguments.weights or WEIGHTS, beside=beside, **taken))
+    return 0
+
+
 def _version(arguments: argparse.Namespace) -> int:
     from guardrail.build import load_policy, weights_hash
+    from guardrail.plugins import load_plugins
 
     settings = _settings(arguments)
     policy = load_policy(settings.policy)
     print(f"guardrail {guardrail.__version__}")
-    print(f"weights   {weights_hash(settings)}")
+    print(f"weights   {weights_hash(settings, load_plugins())}")
     print(f"policy    {policy.id} {policy.version} {policy.hash}")
     return 0

@@ -53,7 +53,7 @@ async def compile_policy(
     if scorer is None:
         return Compiled(policy, Routes((), np.zeros((0, 1), np.float32)), templates, lines)
     await _check(policy, templates, scorer)
-    return Compiled(policy, await _route(policy, scorer), templates, lines, scorer.fingerprint)
+    return Compiled(policy, await route_rules(policy, scorer), templates, lines, scorer.fingerprint)
 
 
 def with_help(text: str, lines: str) -> str:
@@ -76,12 +76,13 @@ async def _check(policy: Policy, templates: Mapping[str, str], scorer: Scorer) -
     bands[NEUTRAL] = min(bands.values())  # it stands for any rule
     scores = await scorer.score([Passage("", templates[name]) for name in bands])
     for (name, band), score in zip(bands.items(), scores, strict=True):
-        if score.verdict is not Verdict.SCORED or score.value >= band:
+        # A refusal in the operator's own language is unreadable, and theirs to answer for.
+        if score.verdict is Verdict.ERROR or score.value >= band:
             whose = f"rule {name!r}: its own refusal" if name else "'refusal'"
             raise PolicyError(f"{whose} scores {score.value:.2f}, over the band from {band:.2f}; reword it")
 
 
-async def _route(policy: Policy, scorer: Scorer) -> Routes:
+async def route_rules(policy: Policy, scorer: Scorer) -> Routes:
     """A rule is near where its definitions are near, or anything it lists as violating, or a violating example.
 
     The list lifts top-1 accuracy on catqa's prompts from .63 to .68 (docs/safeguard.md).

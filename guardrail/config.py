@@ -39,7 +39,7 @@ class Settings:
     region: str = _setting("", "country for crisis lines (ISO 3166, two letters); never guessed from the caller")
     language: str = _setting("en", "language of the sentences around crisis lines")
     safeguard: str = _setting("on", "`on`, or `off`: relay without judging, for measurements only; loudly logged")
-    weights: str = _setting("", "folder of other safeguard weights than those that ship")
+    weights: str = _setting("", "folder of other safeguard weights than those that ship, or the name of installed ones")
     threads: int = _setting(0, "threads of the safeguard; 0 leaves it to torch")
     unscannable: str = _setting("refuse", "image or audio output: `refuse` or `pass`")
     score_timeout: float = _setting(10.0, "seconds until a score counts as failed")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from guardrail.conversation import PartKind
-from guardrail.policy import UNCLASSIFIED, Mode, OnError, Policy, Rule
+from guardrail.policy import UNCLASSIFIED, Mode, OnError, Policy, Rule, Unreadable
 from guardrail.scoring import Score, Span, Vector, Verdict
 
 # In cosine similarity: nearer than this, two rules are as good as each other, and the stricter is taken.
@@ -42,7 +42,8 @@ class Routes:
 class Finding:
     """What was found in one part: its score, the rule it falls under, and the mode its band demands.
 
-    `rule` is None where no score could be had; the policy's `on_error` then gave the mode.
+    `rule` is None where no score could be had; the policy's `on_error` or `unreadable` then gave the mode. `note` says
+    why a part could not be read.
     """
 
     kind: PartKind
@@ -52,6 +53,7 @@ class Finding:
     value: float | None
     spans: tuple[Span, ...] = ()
     verdict: Verdict = Verdict.SCORED
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +74,20 @@ _WITHOUT_SCORE = {OnError.REFUSE: Mode.REFUSE, OnError.UNAVAILABLE: Mode.REFUSE,
 
 def find(policy: Policy, routes: Routes, kind: PartKind, key: str, score: Score) -> Finding:
     """Judges one part. Reasoning has its own band (DESIGN: score, band, severity, mode)."""
-    if score.verdict is not Verdict.SCORED:
+    if score.verdict is Verdict.ERROR:
         return Finding(kind, key, _WITHOUT_SCORE[policy.on_error], None, None, verdict=score.verdict)
+    if score.verdict is Verdict.UNREADABLE and policy.unreadable is not Unreadable.PASS:
+        return Finding(kind, key, Mode.REFUSE, None, None, verdict=score.verdict, note=score.note)
+    # What the operator lets through unread still meets the bands with what could be made of it.
     rule = policy.rule(routes.nearest(score.embedding, policy.minimum_similarity))
-    return Finding(kind, key, mode_for(rule, kind, score.value), rule.id, score.value, score.spans)
+    mode = mode_for(rule, kind, score.value)
+    return Finding(kind, key, mode, rule.id, score.value, score.spans, score.verdict, score.note)
+
+
+def waived(policy: Policy) -> frozenset[Verdict]:
+    """The verdicts with which the operator lets text through."""
+    chosen = {Verdict.ERROR: policy.on_error is OnError.PASS, Verdict.UNREADABLE: policy.unreadable is Unreadable.PASS}
+    return frozenset(verdict for verdict, passes in chosen.items() if passes)
 
 
 def mode_for(rule: Rule, kind: PartKind, value: float) -> Mode:

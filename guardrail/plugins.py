@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from difflib import get_close_matches
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ class Registry:
         self.upstreams: dict[str, Callable[..., Upstream]] = {}
         self.scorers: dict[str, Callable[..., Scorer]] = {}
         self.rewriters: dict[str, Rewriter] = {}
+        self.weights: dict[str, Path] = {}
 
     def upstream(self, name: str, factory: Callable[..., Upstream]) -> None:
         self._add(self.upstreams, name, factory)
@@ -37,6 +39,16 @@ class Registry:
 
     def rewriter(self, name: str, rewriter: Rewriter) -> None:
         self._add(self.rewriters, name, rewriter)
+
+    def safeguard(self, name: str, folder: Path) -> None:
+        """Other weights for the embedded safeguard, to be chosen by the setting `weights: NAME`."""
+        self._add(self.weights, name, folder)
+
+    def weights_folder(self, settings: Settings) -> Path | None:
+        """Where the weights that the settings name lie; None for those that ship."""
+        if not settings.weights:
+            return None
+        return self.weights.get(settings.weights) or Path(settings.weights)
 
     def _add(self, table: dict[str, Any], name: str, value: Any) -> None:
         if name in table:
@@ -61,13 +73,13 @@ def load_plugins() -> Registry:
 def _register_built_in(registry: Registry) -> None:
     for name, rewriter in BUILT_IN.items():
         registry.rewriter(name, rewriter)
-    registry.scorer("safeguard", _safeguard)
+    registry.scorer("safeguard", partial(_safeguard, registry))
 
 
-def _safeguard(settings: Settings) -> Scorer:
+def _safeguard(registry: Registry, settings: Settings) -> Scorer:
     from guardrail.scorers.safeguard import SafeguardScorer  # torch loads here, not before
 
-    return SafeguardScorer.load(Path(settings.weights) if settings.weights else None, threads=settings.threads or None)
+    return SafeguardScorer.load(registry.weights_folder(settings), threads=settings.threads or None)
 
 
 def open_upstream(settings: Settings, registry: Registry) -> Upstream:

@@ -59,6 +59,14 @@ class OnError(StrEnum):
     PASS = "pass"  # noqa: S105 - a failure mode, not a password
 
 
+class Unreadable(StrEnum):
+    """What happens to text that the safeguard cannot read: another language, an encoding it cannot undo."""
+
+    CLOSED = "closed"
+    REASONER = "reasoner"
+    PASS = "pass"  # noqa: S105 - a failure mode, not a password
+
+
 @dataclass(frozen=True, slots=True)
 class Bands:
     """The value from which a mode applies, each in 0..1; None where the rule never uses it."""
@@ -174,6 +182,7 @@ class Policy:
     hash: str
     prompt: PromptMode = PromptMode.OBSERVE
     on_error: OnError = OnError.REFUSE
+    unreadable: Unreadable = Unreadable.CLOSED
     streaming: Streaming = field(default_factory=Streaming)
     rewriters: tuple[str, ...] = REWRITERS
     minimum_similarity: float = 0.2
@@ -213,6 +222,7 @@ _POLICY_FIELDS = {
     "title",
     "prompt",
     "on_error",
+    "unreadable",
     "streaming",
     "rewriters",
     "routing",
@@ -273,10 +283,19 @@ def parse_policy(text: str) -> Policy:
         hash=hashlib.sha256(text.encode()).hexdigest(),
         prompt=_one_of(PromptMode, "prompt", head.get("prompt", "observe")),
         on_error=_one_of(OnError, "on_error", head.get("on_error", "refuse")),
+        unreadable=_read_unreadable(head, text),
         streaming=Streaming(**streaming),
         rewriters=_names(head.get("rewriters", REWRITERS), "rewriters"),
         minimum_similarity=_number(routing.get("minimum_similarity", 0.2), "minimum_similarity"),
     )
+
+
+def _read_unreadable(head: Mapping[str, Any], text: str) -> Unreadable:
+    chosen = _one_of(Unreadable, "unreadable", head.get("unreadable", "closed"))
+    if chosen is Unreadable.REASONER:
+        line = next(at for at, line in enumerate(text.splitlines(), 1) if "unreadable" in line and "reasoner" in line)
+        raise PolicyError(f"line {line}: 'unreadable: reasoner' needs a reasoner; none is installed yet")
+    return chosen
 
 
 def _read_rule(rule: Mapping[str, Any], sections: Mapping[str, str]) -> Rule:

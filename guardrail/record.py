@@ -56,8 +56,10 @@ class Record:
     """`mode` is the strictest over the choices, `none` where none was decided; `at` is Unix time, `timings` are
     milliseconds by station.
 
-    `verdict` is `scored`, `error`, `unreadable` or `unscored`; `outcome` how the request ended: `completed`,
-    `client_left`, `upstream_error`, `rejected` or `failed`. `spent` is the part of `usage` that rewriting cost.
+    `verdict` is `scored`, `error`, `unreadable` or `unscored`; `unreadable` says what kept text from being read
+    (`script`, `language`, `encoded`, `unknown_tokens`, `media`), and is empty where nothing did. `outcome` is how the
+    request ended: `completed`, `client_left`, `upstream_error`, `rejected` or `failed`. `spent` is the part of `usage`
+    that rewriting cost.
     """
 
     id: str
@@ -82,6 +84,7 @@ class Record:
     characters: int = 0
     usage: Usage = Usage()
     spent: Usage = Usage()
+    unreadable: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "model", plain_name(self.model))
@@ -100,6 +103,7 @@ class Record:
             "rule": self.rule,
             "value": self.value,
             "verdict": self.verdict,
+            "unreadable": self.unreadable or None,
             "outcome": self.outcome,
             "status": self.status,
             "choices": [choice.to_json() for choice in self.choices],

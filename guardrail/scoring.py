@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -19,11 +20,15 @@ from guardrail.errors import ScorerError
 
 _log = logging.getLogger("guardrail.scoring")
 
+_NOTE = re.compile(r"[a-z_]{0,32}")
+
 Vector = npt.NDArray[np.float32]
 
 
 class Verdict(StrEnum):
-    """Whether a score could be had. Anything but `SCORED` meets the policy's `on_error`; none of them is a pass."""
+    """Whether a score could be had. `ERROR` meets the policy's `on_error`, `UNREADABLE` its `unreadable`; neither is a
+    pass.
+    """
 
     SCORED = "scored"
     ERROR = "error"
@@ -56,17 +61,21 @@ class Score:
     """The calibrated probability that the passage meaningfully facilitates harm, in 0..1.
 
     `embedding` is unit-length and stands in the same space as `Scorer.embed`, or None where there is none.
-    `spans` are the sentences that score on their own, in reading order, as ranges of `Passage.text`.
+    `spans` are the sentences that score on their own, in reading order, as ranges of `Passage.text`. Of an unreadable
+    passage the value is what could be made of it, and `note` a word for what is wrong; it is kept, so it quotes nobody.
     """
 
     value: float
     spans: tuple[Span, ...] = ()
     verdict: Verdict = Verdict.SCORED
     embedding: Vector | None = field(default=None, compare=False, repr=False)
+    note: str = ""
 
     def __post_init__(self) -> None:
         if not 0 <= self.value <= 1:  # nor is NaN, which would pass under every band
             raise ValueError("a score must lie in 0..1")
+        if not _NOTE.fullmatch(self.note):
+            raise ValueError("a score's note is one word of lower-case letters")
 
 
 class Scorer(Protocol):

@@ -67,13 +67,13 @@ class Stations:
         found = [find(policy, routes, kind, key, score) for (kind, key), score in zip(parts, scores, strict=True)]
         for finding in found:
             case.meets(finding)
-            if finding.verdict is not Verdict.SCORED and policy.on_error is OnError.UNAVAILABLE:
+            if finding.verdict is Verdict.ERROR and policy.on_error is OnError.UNAVAILABLE:
                 raise ScorerError("the answer could not be judged; try again", code="safeguard_unavailable")
         return found
 
     def unscannable(self, case: Case, key: str) -> Finding:
         mode = Mode.DIRECT if self.limits.unscannable == "pass" else Mode.REFUSE
-        found = Finding(PartKind.UNSCANNABLE, key, mode, None, None, verdict=Verdict.UNREADABLE)
+        found = Finding(PartKind.UNSCANNABLE, key, mode, None, None, verdict=Verdict.UNREADABLE, note="media")
         case.meets(found)
         return found
 

@@ -11,7 +11,7 @@ from contextlib import aclosing
 
 from guardrail.case import Case
 from guardrail.conversation import PartKind, Request, StreamEvent, Usage
-from guardrail.decision import Finding, Judgement
+from guardrail.decision import Finding, Judgement, waived
 from guardrail.errors import GuardrailError, UpstreamError
 from guardrail.policy import Mode
 from guardrail.rewriting import bridge
@@ -43,7 +43,7 @@ class GuardedStream:
         self._answer = answer
         self._headers = headers
         policy = stations.compiled.policy
-        self._on_error = policy.on_error
+        self._waived = waived(policy)
         self._hold = Holdback(wire.strip, Schedule(tail=policy.streaming.tail, held=stations.limits.held_bytes))
         self._like: StreamEvent | None = None
         self._begun: set[int] = set()
@@ -162,7 +162,7 @@ class GuardedStream:
             for window, finding in zip(windows, findings, strict=True):
                 index, kind, _ = window.lane
                 if finding.mode is Mode.DIRECT:
-                    cleared.append(Cleared(window, finding, self._on_error))
+                    cleared.append(Cleared(window, finding, self._waived))
                     self._cleared.add(index)
                 elif kind is PartKind.REASONING:
                     self._hold.drop_reasoning(index)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from guardrail.conversation import SHORT, PartKind, StreamEvent
 from guardrail.decision import Finding
-from guardrail.policy import Mode, OnError
+from guardrail.policy import Mode
 from guardrail.scoring import Verdict
 
 LaneKey = tuple[int, PartKind, str]
@@ -54,16 +54,16 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Cleared:
-    """A scored window whose text may leave. `waived` is the operator's `on_error: pass`."""
+    """A scored window whose text may leave. `waived` are the verdicts with which the operator lets text through."""
 
     window: Window
     finding: Finding
-    waived: OnError | None = None
+    waived: Collection[Verdict] = ()
 
     def __post_init__(self) -> None:
         if self.finding.mode is not Mode.DIRECT:
             raise ValueError("a window over its band cannot be cleared")
-        if self.finding.verdict is not Verdict.SCORED and self.waived is not OnError.PASS:
+        if self.finding.verdict is not Verdict.SCORED and self.finding.verdict not in self.waived:
             raise ValueError("a window without a score cannot be cleared")
 
 

@@ -27,6 +27,7 @@ from prometheus_client.metrics_core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
 from guardrail.record import Record, plain_name
+from guardrail.safeguard.readable import Reason
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _CHARACTERS = (0, 40, 120, 400, 1200, 4000, 12000, 40000)
+_REASONS = frozenset({*Reason, "media"})
 # Label values come from policies and from us; past this many combinations the rest are counted as `other`.
 _MOST_LABELS = 1000
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
@@ -234,6 +236,9 @@ class _Metrics:
         )
         self._verdicts = Counter("guardrail_verdicts", "Judged requests by verdict", ("verdict",), registry=kept)
         self._unscored = Counter("guardrail_unscored", "Requests with text for which there is no score", registry=kept)
+        self._unreadable = Counter(
+            "guardrail_unreadable", "Requests with text that could not be read, by reason", ("reason",), registry=kept
+        )
         self._characters = Counter("guardrail_characters", "Characters scored", registry=kept)
         self.held_bytes = Gauge("guardrail_held_bytes", "Bytes of streams held back at this moment", registry=kept)
         self.failures = _Failures()
@@ -252,6 +257,8 @@ class _Metrics:
             self._verdicts.labels(record.verdict).inc()
         if record.verdict != "scored":
             self._unscored.inc()
+        if record.unreadable:
+            self._unreadable.labels(record.unreadable if record.unreadable in _REASONS else "other").inc()
         for choice in record.choices:
             if choice.released_characters is not None:
                 self._released.observe(choice.released_characters)

@@ -31,58 +31,6 @@ RUNS = 20
 LOAD_CALLERS = (1, 16)
 BATCH = 64
 
-# What a source calls a category begins to say which rule it is; several ids where it is broader than one rule. The
-# first key that a category's name contains counts, so the order matters.
-RULES = {
-    "Drug:": "drugs",
-    "Weapon:": "weapons",
-    "Weapon making": "weapons",
-    "Cybercrime": "cyber",
-    "Theft and Robbery": "crime",
-    "Content Sexual exploitation": "minors",
-    "Online predation": "minors",
-    "Racial or ethnic hate": "hate",
-    "Religious intolerance": "hate",
-    "Gender-based": "hate",
-    "Cyberbullying": "hate",
-    "Malicious software": "cyber",
-    "Trojans": "cyber",
-    "Spyware": "cyber",
-    "Ransomware": "cyber",
-    "Adware": "cyber",
-    "/ Self-harm": "self-harm",
-    "Assault": "violence",
-    "Terrorism": "violence",
-    "Financial fraud": "fraud",
-    "scams": "fraud",
-    "Identity theft": "fraud",
-    "Phishing": "fraud",
-    "Scamming": "fraud",
-    "Counterfeiting": "crime|fraud",
-    "Pornography": "sexual",
-    "Erotic": "sexual",
-    "Nude": "sexual",
-    "explicit dialogue": "sexual",
-    "Political misinformation": "fraud",
-    "Data theft": "cyber|privacy",
-    "Surveillance": "privacy",
-    "Doxxing": "privacy",
-    "Tracking": "privacy",
-    "Deepfake": "fraud|privacy",
-    "Tailored Financial": "advice",
-    "Human Trafficking": "crime|violence",
-    "Intellectual property": "crime",
-    "Malware/Hacking": "cyber",
-    "Privacy": "privacy",
-    "Disinformation": "fraud",
-    "Fraud/Deception": "fraud|crime",
-    "Harassment/Disc": "hate",
-    "Sexual/Adult": "sexual|minors",
-    "Expert advice": "advice",
-    "Physical harm": "violence|weapons|self-harm|cbrn|crime",
-    "Market manip": "fraud",
-}
-ROUTED = ("prompts_catqa", "prompts_jailbreakbench", "jbb_artifacts")
 ASKED = {
     "xstest, safe": ("xstest_completions", 0),
     "cyberseceval_frr": ("cyberseceval_frr", 0),
@@ -201,34 +149,17 @@ async def _policy(arguments: argparse.Namespace) -> AsyncIterator[tuple[Any, Any
 
 
 async def measure_routing(arguments: argparse.Namespace) -> None:
-    from dataclasses import replace
+    from guardrail import routing
 
-    from guardrail.compiled import compile_policy
-    from guardrail.policy import UNCLASSIFIED
-
-    prompts: dict[tuple[str, str], list[str]] = {}
-    for row in _rows(arguments.data):
-        if row["source"] in ROUTED and row["category"] and row.get("label_harm_response") != 0:
-            rules = next((rules for name, rules in RULES.items() if name in row["category"]), None)
-            if rules:
-                prompts.setdefault((row["source"], row.get("goal") or row["prompt"]), rules.split("|"))
-    async with _policy(arguments) as (scorer, policy, routes):
-        short = replace(policy, rules=tuple(replace(rule, violates=()) for rule in policy.rules))
-        ways = {
-            "definitions and examples": (await compile_policy(short, scorer)).routes,
-            "with the list of violating cases": routes,
-        }
-        vectors = await scorer.embed([prompt for _, prompt in prompts])
-        chosen = {
-            way: [routes.nearest(vector, policy.minimum_similarity) for vector in vectors]
-            for way, routes in ways.items()
-        }
+    asked = routing.read_asked(arguments.data)
+    async with _policy(arguments) as (scorer, policy, _):
+        choices = await routing.route(asked, policy, scorer)
+    ways = (routing.SHORT, routing.SERVED)
     print("| source | prompts |", " | ".join(ways), "| unclassified |\n" + "|---" * (len(ways) + 3) + "|")
-    for source in ROUTED:
-        asked = [(at, rules) for at, ((one, _), rules) in enumerate(prompts.items()) if one == source]
-        right = [sum(rules_[at] in rules for at, rules in asked) / len(asked) for rules_ in chosen.values()]
-        lost = sum(chosen["with the list of violating cases"][at] == UNCLASSIFIED for at, _ in asked)
-        print(f"| {source} | {len(asked)} |", " | ".join(f"{share:.2f}" for share in right), f"| {lost} |")
+    for source in routing.SOURCES:
+        right = [choices.share(source, choices.right(way)) for way in ways]
+        lost = choices.share(source, choices.unclassified(routing.SERVED)) * choices.count(source)
+        print(f"| {source} | {choices.count(source)} |", " | ".join(f"{x:.2f}" for x in right), f"| {lost:.0f} |")
 
 
 async def measure_enforce(arguments: argparse.Namespace) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from guardrail.conversation import PartKind
-from guardrail.decision import Finding, Judgement, Routes, find, judge, mode_for
-from guardrail.policy import Bands, Kind, Mode, OnError, Policy, Redirection, Rule, Tier
+from guardrail.decision import Finding, Judgement, Routes, find, judge, mode_for, waived
+from guardrail.policy import Bands, Kind, Mode, OnError, Policy, Redirection, Rule, Tier, Unreadable
 from guardrail.scoring import Score, Span, Vector, Verdict
 
 TEXT, REASONING, CALL = PartKind.TEXT, PartKind.REASONING, PartKind.TOOL_CALL
@@ -102,12 +104,36 @@ def test_a_finding_has_the_rule_the_value_and_the_spans() -> None:
 WITHOUT_SCORE = [(OnError.REFUSE, REFUSE), (OnError.UNAVAILABLE, REFUSE), (OnError.PASS, DIRECT)]
 
 
-@pytest.mark.parametrize("verdict", [Verdict.ERROR, Verdict.UNREADABLE])
 @pytest.mark.parametrize(("on_error", "mode"), WITHOUT_SCORE)
 @pytest.mark.parametrize("kind", [TEXT, REASONING, CALL])
-def test_no_score_is_not_a_pass(kind: PartKind, verdict: Verdict, on_error: OnError, mode: Mode) -> None:
-    found = find(policy(on_error), ROUTES, kind, "", Score(0.0, verdict=verdict))
-    assert found == Finding(kind, "", mode, None, None, verdict=verdict)
+def test_no_score_is_not_a_pass(kind: PartKind, on_error: OnError, mode: Mode) -> None:
+    chosen = replace(policy(on_error), unreadable=Unreadable.PASS)  # a choice that stands for nothing here
+    found = find(chosen, ROUTES, kind, "", Score(0.0, verdict=Verdict.ERROR))
+    assert found == Finding(kind, "", mode, None, None, verdict=Verdict.ERROR)
+
+
+@pytest.mark.parametrize("on_error", OnError)
+@pytest.mark.parametrize("kind", [TEXT, REASONING, CALL])
+def test_what_cannot_be_read_is_refused_whatever_it_seems_to_score(kind: PartKind, on_error: OnError) -> None:
+    for value in (0.0, 0.6, 1.0):
+        score = Score(value, (Span(0, 4, value),), Verdict.UNREADABLE, vector(0, 1, 0), "script")
+        found = find(policy(on_error), ROUTES, kind, "", score)
+        assert found == Finding(kind, "", REFUSE, None, None, verdict=Verdict.UNREADABLE, note="script")
+
+
+@pytest.mark.parametrize(("value", "mode"), [(0.4, DIRECT), (0.6, SAFE)])
+def test_what_the_operator_lets_through_unread_still_meets_the_bands(value: float, mode: Mode) -> None:
+    score = Score(value, verdict=Verdict.UNREADABLE, embedding=vector(0, 1, 0), note="language")
+    found = find(replace(policy(), unreadable=Unreadable.PASS), ROUTES, TEXT, "", score)
+    assert found == Finding(TEXT, "", mode, "soft", value, (), Verdict.UNREADABLE, "language")
+
+
+@pytest.mark.parametrize("on_error", OnError)
+@pytest.mark.parametrize("unreadable", [Unreadable.CLOSED, Unreadable.PASS])
+def test_waived_is_what_the_operator_wrote(on_error: OnError, unreadable: Unreadable) -> None:
+    expected = {Verdict.ERROR} if on_error is OnError.PASS else set()
+    expected |= {Verdict.UNREADABLE} if unreadable is Unreadable.PASS else set()
+    assert waived(replace(policy(on_error), unreadable=unreadable)) == expected
 
 
 def finding(mode: Mode, value: float | None, kind: PartKind = TEXT, name: str | None = "r") -> Finding:

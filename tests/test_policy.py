@@ -18,6 +18,7 @@ from guardrail.policy import (
     PromptMode,
     Redirection,
     Tier,
+    Unreadable,
     parse_policy,
     read_policy,
 )
@@ -94,6 +95,7 @@ def test_a_document_is_read() -> None:
             rule("unclassified", tier="prohibited", bands={"refuse_with_redirection": 0.35}, reasoning=0.5),
             prompt="enforce",
             on_error="pass",
+            unreadable="pass",
             streaming={"tail": 7},
             rewriters=["spans", "template"],
             routing={"minimum_similarity": 0.3},
@@ -101,6 +103,7 @@ def test_a_document_is_read() -> None:
     )
     one, other = policy.rules
     assert (policy.id, policy.version, policy.prompt, policy.on_error) == ("p", "1", PromptMode.ENFORCE, OnError.PASS)
+    assert (policy.unreadable, parse_policy(document()).unreadable) == (Unreadable.PASS, Unreadable.CLOSED)
     assert (policy.streaming.tail, policy.rewriters, policy.minimum_similarity) == (7, ("spans", "template"), 0.3)
     assert policy.refusal == Redirection("Not now.")
     assert (one.kind, one.judged, one.crisis, one.finish, one.keep_text) == (
@@ -120,6 +123,7 @@ def test_a_document_is_read() -> None:
     assert parse_policy(document(prompt=False)).prompt is PromptMode.OFF  # a bare `off` is false to YAML
 
 
+NO_REASONER = document().replace("refusal:", "unreadable: reasoner\nrefusal:")
 # What is wrong -> the document, and what the message says; a fault in a rule names it
 TOP = [
     ("no front matter", BODY, "must begin with front matter"),
@@ -137,6 +141,8 @@ TOP = [
     ("a refusal without reason", document(refusal={}), "'reason' is missing"),
     ("no such prompt mode", document(prompt="watch"), "'prompt' must be one of off, observe, enforce, not 'watch'"),
     ("no such failure mode", document(on_error="open"), "'on_error' must be one of refuse, unavailable, pass"),
+    ("no such way to be unread", document(unreadable="open"), "'unreadable' must be one of closed, reasoner, pass"),
+    ("no reasoner yet", NO_REASONER, "line 5: 'unreadable: reasoner' needs a reasoner; none is"),
     ("no such streaming", document(streaming={"mode": "after"}), "streaming mode must be hold, not 'after'"),
     ("no such streaming field", document(streaming={"tial": 5}), "unknown field 'tial'; is it 'tail'?"),
     ("a tail of text", document(streaming={"tail": "long"}), "streaming tail must be from 0 to 10000"),

@@ -69,6 +69,7 @@ def test_a_record_reads_as_json() -> None:
         "rule": "cyber",
         "value": 0.75,
         "verdict": "scored",
+        "unreadable": None,
         "outcome": "completed",
         "status": 200,
         "choices": [

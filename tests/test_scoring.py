@@ -91,3 +91,10 @@ async def test_a_caller_who_leaves_is_no_failed_score() -> None:
 def test_a_score_is_a_probability(value: float) -> None:
     with pytest.raises(ValueError, match=r"0\.\.1"):
         Score(value)
+
+
+@pytest.mark.parametrize("note", ["Mix the flour", "Language", "a" * 33, "a-b", "a\n"])
+def test_a_note_is_a_word_of_ours_and_quotes_nobody(note: str) -> None:
+    with pytest.raises(ValueError, match="one word"):
+        Score(0.0, verdict=Verdict.UNREADABLE, note=note)
+    assert Score(0.0, note="unknown_tokens").note == "unknown_tokens"

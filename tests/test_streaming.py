@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from guardrail.conversation import JSON, PartKind, StreamEvent
 from guardrail.decision import Finding
-from guardrail.policy import Mode, OnError
+from guardrail.policy import Mode
 from guardrail.scoring import Verdict
 from guardrail.streaming import Cleared, Holdback, Schedule, Window
 from guardrail.wire import chat
@@ -274,25 +274,30 @@ def test_a_hang_up_ends_every_part() -> None:
 
 
 WINDOW = Window((0, PartKind.TEXT, ""), "Hi", 0, True)
+BOTH = (Verdict.ERROR, Verdict.UNREADABLE)
 # mode, verdict, waived -> whether the window may leave
-CLEARED: list[tuple[Mode, Verdict, OnError | None, bool]] = [
-    (Mode.DIRECT, Verdict.SCORED, None, True),
-    (Mode.DIRECT, Verdict.SCORED, OnError.REFUSE, True),
+CLEARED: list[tuple[Mode, Verdict, tuple[Verdict, ...], bool]] = [
+    (Mode.DIRECT, Verdict.SCORED, (), True),
+    (Mode.DIRECT, Verdict.SCORED, BOTH, True),
     # flagged: no failure mode lets it through
-    (Mode.SAFE_COMPLETION, Verdict.SCORED, None, False),
-    (Mode.REFUSE, Verdict.SCORED, OnError.PASS, False),
-    # no score: only the operator does
-    (Mode.DIRECT, Verdict.ERROR, None, False),
-    (Mode.DIRECT, Verdict.ERROR, OnError.REFUSE, False),
-    (Mode.DIRECT, Verdict.UNREADABLE, OnError.UNAVAILABLE, False),
-    (Mode.REFUSE, Verdict.ERROR, OnError.PASS, False),
-    (Mode.DIRECT, Verdict.ERROR, OnError.PASS, True),
-    (Mode.DIRECT, Verdict.UNREADABLE, OnError.PASS, True),
+    (Mode.SAFE_COMPLETION, Verdict.SCORED, (), False),
+    (Mode.REFUSE, Verdict.SCORED, BOTH, False),
+    # no score, or no reading: only the operator does, each on its own
+    (Mode.DIRECT, Verdict.ERROR, (), False),
+    (Mode.DIRECT, Verdict.UNREADABLE, (), False),
+    (Mode.DIRECT, Verdict.ERROR, (Verdict.UNREADABLE,), False),
+    (Mode.DIRECT, Verdict.UNREADABLE, (Verdict.ERROR,), False),
+    (Mode.REFUSE, Verdict.ERROR, BOTH, False),
+    (Mode.SAFE_COMPLETION, Verdict.UNREADABLE, BOTH, False),
+    (Mode.DIRECT, Verdict.ERROR, (Verdict.ERROR,), True),
+    (Mode.DIRECT, Verdict.UNREADABLE, (Verdict.UNREADABLE,), True),
 ]
 
 
 @pytest.mark.parametrize(("mode", "verdict", "waived", "leaves"), CLEARED)
-def test_only_a_scored_window_is_cleared(mode: Mode, verdict: Verdict, waived: OnError | None, leaves: bool) -> None:
+def test_only_a_scored_window_is_cleared(
+    mode: Mode, verdict: Verdict, waived: tuple[Verdict, ...], leaves: bool
+) -> None:
     finding = Finding(PartKind.TEXT, "", mode, None, None, verdict=verdict)
     if leaves:
         assert Cleared(WINDOW, finding, waived).window is WINDOW

@@ -20,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from guardrail.conversation import Usage
 from guardrail.record import ChoiceRecord, Record, Recorders
+from guardrail.safeguard.readable import Reason
 from guardrail.telemetry import JSONLines, Telemetry, TextLines, describe_error
 
 CANARY = "zebra-canary-48151 said the user"
@@ -84,6 +85,7 @@ def test_a_record_becomes_metrics() -> None:
     assert got["guardrail_verdicts_total", (("verdict", "scored"),)] == 3
     assert got["guardrail_verdicts_total", (("verdict", "error"),)] == 1
     assert got["guardrail_unscored_total", ()] == 1
+    assert not any(name == "guardrail_unreadable_total" for name, _ in got)
     assert got["guardrail_characters_total", ()] == 300
     assert got["guardrail_windows_count", ()] == 3
     assert got["guardrail_request_seconds_sum", ()] == pytest.approx(0.361)
@@ -91,6 +93,17 @@ def test_a_record_becomes_metrics() -> None:
     assert got["guardrail_score_seconds_sum", ()] == pytest.approx(0.03)
     assert got["guardrail_rewrite_seconds_count", ()] == 1
     assert got["guardrail_released_characters_sum", ()] == 50
+
+
+def test_what_could_not_be_read_is_counted_by_reason() -> None:
+    telemetry = Telemetry()
+    reasons = (*Reason, "media", "media", CANARY, "")
+    for reason in reasons:
+        telemetry.record(record(verdict="unreadable", unreadable=reason))
+    counts = {reason: 2.0 if reason == "media" else 1.0 for reason in {*Reason, "media", "other"}}
+    got = samples(telemetry)
+    assert {labels[0][1]: n for (name, labels), n in got.items() if name == "guardrail_unreadable_total"} == counts
+    assert got["guardrail_verdicts_total", (("verdict", "unreadable"),)] == len(reasons)
 
 
 def test_what_others_count_is_read_when_metrics_are() -> None:

@@ -1,7 +1,7 @@
 """A whole proxy for tests: real HTTP in, real HTTP out, a scorer that sees marks, an upstream that is a function.
 
 A mark stands in a text as `⟦rule value⟧`: the scorer gives a passage the worst mark in it, under that rule. Text
-without a mark scores 0.
+without a mark scores 0. Text with `⟦unreadable⟧` cannot be read, and has the score of its other marks.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx
@@ -27,12 +27,13 @@ from guardrail.config import Settings
 from guardrail.guard import Guard
 from guardrail.policy import Policy, parse_policy
 from guardrail.record import MemoryRecorder, Record, Recorders
-from guardrail.scoring import Passage, Score, Scorer, Span, Vector
+from guardrail.scoring import Passage, Score, Scorer, Span, Vector, Verdict
 from guardrail.stations import Limits
 from guardrail.telemetry import Telemetry
 from guardrail.upstream import Upstream, UpstreamResponse
 
 MARK = re.compile(r"⟦(?P<rule>[a-z-]+) (?P<value>[\d.]+)⟧")
+UNREADABLE = "⟦unreadable⟧"
 BANDS = ("{safe_completion: 0.5, refuse_with_redirection: 0.9}", "{refuse_with_redirection: 0.35}")
 RULES = ("cbrn", "weapons", "self-harm", "unclassified")
 
@@ -43,6 +44,7 @@ version: 1.0.0
 title: A policy for tests
 prompt: PROMPT
 on_error: ON_ERROR
+unreadable: UNREADABLE
 streaming: {mode: hold, tail: 40}
 rewriters: REWRITERS
 routing: {minimum_similarity: 0.5}
@@ -66,9 +68,15 @@ rules:
 )
 
 
-def policy(*, prompt: str = "off", on_error: str = "refuse", rewriters: str = "[upstream, spans, template]") -> Policy:
-    text = POLICY.replace("PROMPT", prompt).replace("ON_ERROR", on_error).replace("REWRITERS", rewriters)
-    return parse_policy(text)
+def policy(
+    *,
+    prompt: str = "off",
+    on_error: str = "refuse",
+    unreadable: str = "closed",
+    rewriters: str = "[upstream, spans, template]",
+) -> Policy:
+    text = POLICY.replace("PROMPT", prompt).replace("ON_ERROR", on_error).replace("UNREADABLE", unreadable)
+    return parse_policy(text.replace("REWRITERS", rewriters))
 
 
 class MarkScorer:
@@ -95,6 +103,9 @@ class MarkScorer:
         text, start = passage.text, passage.start
         if not text:  # the prompt alone
             text, start = passage.prompt, 0
+        if UNREADABLE in text[start:]:
+            score = self._score(Passage(passage.prompt, text.replace(UNREADABLE, " " * len(UNREADABLE)), start))
+            return replace(score, verdict=Verdict.UNREADABLE, note="language")
         marks = list(MARK.finditer(text, start))
         if not marks:
             return Score(0.0, embedding=np.zeros(len(RULES), np.float32))

@@ -1,69 +1,75 @@
 """Turn the trained network's logits into probabilities, on questions it has not seen.
 
-The curve is fitted on the rows held out by question from training, weighted so that `PRIOR` of them is harmful: in
-those rows jailbreaks abound, before a proxy they do not, and .50 should mean even odds there. What is reported as
-calibration error is measured by fitting on one half of the held-out questions and testing on the other, both ways.
+The curve is fitted on the rows held out by question from training. Every family of sources weighs the same in it,
+and harmful answers together weigh `prior`: among those rows jailbreaks abound, before a proxy they do not, and .50
+should mean even odds there. What is reported as calibration error is measured by fitting on one half of the held-out
+questions and testing on the other, both ways.
 """
 
 from __future__ import annotations
 
-import argparse
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from guardrail.safeguard import measures
 from guardrail.safeguard.judge import Judge
+from guardrail.safeguard.manifest import Manifest
 from guardrail.safeguard.measures import Numbers
-from guardrail.safeguard.model import WEIGHTS, Calibration, read_settings, write_settings
-from guardrail.safeguard.rows import Row, choose, is_held_out, read_rows
+from guardrail.safeguard.model import Calibration, read_settings, write_settings
+from guardrail.safeguard.rows import Row, is_held_out
+from guardrail.safeguard.train import epoch_rows, read_texts
 from guardrail.scoring import Passage
 
-PRIOR = 0.2
 BURIED = "buried"
 _RAW = Calibration()
 
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """Of held-out answers: logits of whole and hottest sentence, shape (n, 2), labels, and each question's half."""
+    """Of held-out answers: logits of whole and hottest sentence, shape (n, 2), labels, weights, each question's half."""
 
     logits: Numbers
     labels: Numbers
+    weights: Numbers
     halves: Numbers
 
 
-def held_out_rows(path: Path, share: float, seed: int) -> list[Row]:
-    """Real rows (no templates) of the questions kept from training."""
-    return [row for row in choose(read_rows(path), seed) if is_held_out(row.group, share)]
+def held_out_rows(manifest: Manifest) -> list[Row]:
+    """The rows whose questions were kept from training, without templates."""
+    plan = manifest.plan
+    rows = epoch_rows(read_texts(manifest), manifest, plan.seed)
+    return [row for row in rows if row.source != "templates" and is_held_out(row.group, plan.held_out)]
 
 
-def calibrate(folder: Path, data: Path) -> dict[str, float]:
+def calibrate(folder: Path, manifest: Manifest) -> dict[str, float]:
     """Fit all three curves, write them into `config.json`, and give the figures of the held-out rows."""
     settings = read_settings(folder)
-    plan = settings.manifest["plan"]
-    rows = held_out_rows(data, plan["held_out"], plan["seed"])
+    plan = manifest.plan
+    rows = held_out_rows(manifest)
     raw = replace(settings, facilitation=_RAW, tokens=_RAW, prompt=_RAW)
     judge = Judge.load(folder, settings=raw, span_value=0.0)
     answered = [row for row in rows if row.response and row.harmful is not None]
-    answered += _buried(answered, plan["seed"])
+    answered += _buried(answered, plan.seed)
     labels = np.array([float(bool(row.harmful)) for row in answered])
-    halves = np.array([float(is_held_out(row.group, 0.5 * plan["held_out"])) for row in answered])
+    halves = np.array([float(is_held_out(row.group, 0.5 * plan.held_out)) for row in answered])
     scores = judge.score([Passage(row.prompt, row.response) for row in answered])
     hottest = [max((span.value for span in score.spans), default=0.0) for score in scores]
-    held = HeldOut(np.column_stack([_logits([s.value for s in scores]), _logits(hottest)]), labels, halves)
+    logits = np.column_stack([_logits([s.value for s in scores]), _logits(hottest)])
+    weights = family_weights([manifest.source(row.source).family for row in answered], labels, plan.prior)
+    held = HeldOut(logits, labels, weights, halves)
     bare = {row.prompt: row for row in rows if row.prompt and row.prompt_harmful is not None}
     asked = _logits([score.value for score in judge.score([Passage(prompt, "") for prompt in bare])])
     ask_labels = np.array([float(bool(row.prompt_harmful)) for row in bare.values()])
+    ask_weights = measures.prior_weights(ask_labels, plan.prior)
     fitted = replace(
         settings,
-        facilitation=_fit(held.logits, labels),
-        tokens=_fit(held.logits[:, 1:], labels),
-        prompt=_fit(asked[:, None], ask_labels),
+        facilitation=_fit(held.logits, labels, weights),
+        tokens=_fit(held.logits[:, 1:], labels, weights),
+        prompt=_fit(asked[:, None], ask_labels, ask_weights),
     )
     values = _apply(fitted.facilitation, held.logits)
     buried = np.array([row.source == BURIED for row in answered])
@@ -80,9 +86,9 @@ def calibrate(folder: Path, data: Path) -> dict[str, float]:
     for edge in (0.5, 0.9):
         figures[f"flagged_harmless_at_{edge}"] = float((values[(labels == 0) & ~buried] >= edge).mean())
         figures[f"flagged_harmful_at_{edge}"] = float((values[(labels == 1) & ~buried] >= edge).mean())
-        figures[f"flagged_buried_at_{edge}"] = float((values[buried] >= edge).mean())
+        figures[f"flagged_buried_at_{edge}"] = float((values[buried] >= edge).mean()) if buried.any() else 0.0
     rounded = {name: round(value, 4) for name, value in figures.items()}
-    write_settings(replace(fitted, manifest={**settings.manifest, "held_out": rounded, "prior": PRIOR}), folder)
+    write_settings(replace(fitted, manifest={**settings.manifest, "held_out": rounded}), folder)
     return rounded
 
 
@@ -101,8 +107,20 @@ def _buried(rows: Sequence[Row], seed: int) -> list[Row]:
     ]
 
 
-def _fit(logits: Numbers, labels: Numbers) -> Calibration:
-    scales, bias = measures.fit_logistic(logits, labels, measures.prior_weights(labels, PRIOR))
+def family_weights(families: Sequence[str], labels: Numbers, prior: float) -> Numbers:
+    """Each family with the same weight among the harmful and among the harmless rows; `prior` of all is harmful."""
+    named = np.array(families)
+    weights = np.zeros(len(labels))
+    for label, mass in ((1.0, prior), (0.0, 1 - prior)):
+        present = [family for family in sorted(set(families)) if ((named == family) & (labels == label)).any()]
+        for family in present:
+            here = (named == family) & (labels == label)
+            weights[here] = mass / len(present) / here.sum()
+    return np.asarray(weights * len(labels) / weights.sum())
+
+
+def _fit(logits: Numbers, labels: Numbers, weights: Numbers) -> Calibration:
+    scales, bias = measures.fit_logistic(logits, labels, weights)
     first, second = (*scales, 0.0)[:2]
     return Calibration(round(float(first), 5), round(bias, 5), round(float(second), 5))
 
@@ -117,25 +135,10 @@ def _crossed_error(held: HeldOut) -> float:
     values = np.zeros_like(held.labels)
     for half in (0.0, 1.0):
         here = held.halves == half
-        values[here] = _apply(_fit(held.logits[~here], held.labels[~here]), held.logits[here])
-    return measures.calibration_error(values, held.labels, measures.prior_weights(held.labels, PRIOR))
+        values[here] = _apply(_fit(held.logits[~here], held.labels[~here], held.weights[~here]), held.logits[here])
+    return measures.calibration_error(values, held.labels, held.weights)
 
 
 def _logits(values: Sequence[float]) -> Numbers:
     clipped = np.clip(np.array(values, dtype=np.float64), 1e-12, 1 - 1e-12)
     return np.asarray(np.log(clipped / (1 - clipped)))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Calibrate trained weights on held-out questions.")
-    parser.add_argument("--data", type=Path, default=Path("../shared/data/train.jsonl.gz"))
-    parser.add_argument("--weights", type=Path, default=WEIGHTS)
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    for name, value in calibrate(options.weights, options.data).items():
-        print(f"{name:28} {value:.4f}")
-
-
-if __name__ == "__main__":
-    main()

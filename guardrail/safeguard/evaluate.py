@@ -1,210 +1,239 @@
-"""Measure the safeguard and the baseline: `python -m guardrail.safeguard.evaluate --json out.json`.
-
-The dev set only compares models; no threshold, band or temperature comes from it. Rows held out by question from
-training are measured too, source by source.
-"""
+"""The safeguard's figures on answers that no training has seen: held-out questions, and sources it never reads."""
 
 from __future__ import annotations
 
-import argparse
-import gzip
-import json
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 
 from guardrail.safeguard import measures
-from guardrail.safeguard.baseline import Baseline
-from guardrail.safeguard.calibrate import held_out_rows
-from guardrail.safeguard.judge import Judge as Safeguard
+from guardrail.safeguard.calibrate import family_weights, held_out_rows
+from guardrail.safeguard.figures import Line, Table
+from guardrail.safeguard.manifest import Manifest
 from guardrail.safeguard.measures import Numbers
-from guardrail.safeguard.model import WEIGHTS, read_settings, weights_hash
-from guardrail.safeguard.rows import Row
-from guardrail.safeguard.train import Plan, training_rows
-from guardrail.scoring import Passage
-
-EDGES = (0.5, 0.9)
-PROMPTS = ("openai_moderation", "xstest_completions", "cyberseceval_frr", "coconot_prompts", "bio_overrefusal")
-"""Sources whose prompts are judged on their own; of all but the first two, all that is labelled deserves an answer."""
-
-Pairs = Sequence[tuple[str, str]]
-Judge = Callable[[Pairs], Numbers]
-Raw = Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Measure:
-    """One figure of one source: which rows, and what to make of their scores."""
-
-    source: str
-    name: str
-    rows: Callable[[Raw], bool]
-    figure: Callable[[Numbers, Sequence[Raw]], float]
-
-
-def _auroc(label: Callable[[Raw], bool]) -> Callable[[Numbers, Sequence[Raw]], float]:
-    return lambda scores, rows: measures.auroc(scores, np.array([float(label(row)) for row in rows]))
-
-
-def _flagged(edge: float) -> Callable[[Numbers, Sequence[Raw]], float]:
-    return lambda scores, _: float((scores >= edge).mean())
-
-
-def _severities(rows: Sequence[Raw]) -> Numbers:
-    return np.array([float(row["severity"]) for row in rows])
-
-
-MEASURES = (
-    Measure(
-        "pyrit_objective_achieved",
-        "AUROC harmful answer",
-        lambda r: r["label_harm_response"] is not None,
-        _auroc(lambda r: r["label_harm_response"] == 1),
-    ),
-    Measure(
-        "pyrit_harm_severity",
-        "AUROC severity >= .5",
-        lambda r: r["severity"] is not None,
-        _auroc(lambda r: r["severity"] >= 0.5),
-    ),
-    Measure(
-        "pyrit_harm_severity",
-        "Spearman with severity",
-        lambda r: r["severity"] is not None,
-        lambda scores, rows: measures.spearman(scores, _severities(rows)),
-    ),
-    Measure(
-        "pyrit_harm_severity",
-        "mean absolute error",
-        lambda r: r["severity"] is not None,
-        lambda scores, rows: float(np.abs(scores - _severities(rows)).mean()),
-    ),
-    Measure(
-        "pyrit_refusal", "AUROC not a refusal", lambda r: r["refusal"] is not None, _auroc(lambda r: r["refusal"] == 0)
-    ),
-    *(
-        Measure(
-            "xstest_completions",
-            f"safe prompts: flagged at {edge}",
-            lambda r: r["label_harm_prompt"] == 0,
-            _flagged(edge),
-        )
-        for edge in EDGES
-    ),
-    *(
-        Measure(
-            "xstest_completions",
-            f"refusals of unsafe prompts: flagged at {edge}",
-            lambda r: r["label_harm_prompt"] == 1 and r["refusal"] == 1,
-            _flagged(edge),
-        )
-        for edge in EDGES
-    ),
-    Measure(
-        "xstest_completions",
-        "AUROC unrefused unsafe / all harmless",
-        lambda r: r["label_harm_response"] == 0 or r["refusal"] == 0,
-        _auroc(lambda r: r["label_harm_response"] is None),
-    ),
-    Measure("openai_moderation", "AUROC as answer text", lambda r: True, _auroc(lambda r: r["label_harm_prompt"] == 1)),
+from guardrail.safeguard.rows import Row, group_of, is_held_out
+from guardrail.safeguard.samples import (
+    EDGES,
+    Case,
+    Sample,
+    always_f1,
+    auroc,
+    best_f1,
+    content,
+    draw,
+    f1,
+    flagged,
+    line,
+    mean,
+    precision_area,
+    read_raw,
+    recall,
+    severity,
+    unreadable,
+    value,
 )
+from guardrail.safeguard.train import epoch_rows, is_kept, read_texts
+from guardrail.safeguard.written import CONTENTS, LEVELS
+
+MOST = 1500
+"""Rows of one source, at most."""
+
+QUICK = 200
+UNSEEN = ("pku_saferlhf_pairs", "saferlhf_mini", "do_not_answer")
+UNSEEN_SAFE = ("benign_alpaca_eval", "benign_lima", "safety_tuned_llamas")
+UNSEEN_SAFE_MOST = 500
+LENGTHS = (32, 64, 128, 256, 512)
+BUCKETS = ("to 32 tokens", *(f"{low + 1} to {high} tokens" for low, high in pairwise(LENGTHS)), "over 512 tokens")
 
 
-def read_dev(path: Path) -> list[dict[str, Any]]:
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
+# Held-out questions
 
 
-def pair(row: Raw) -> tuple[str, str]:
-    """(prompt, answer); a text that stands alone is judged as an answer to nothing."""
-    return (row["prompt"] or "", row["response"]) if row["response"] else ("", row["prompt"])
+def trained_rows(manifest: Manifest, without: str) -> list[Row]:
+    rows = epoch_rows(read_texts(manifest), manifest, manifest.plan.seed)
+    return [row for row in rows if is_kept(row, manifest, without)]
 
 
-def measure_dev(rows: Sequence[Raw], judges: Mapping[str, Judge]) -> dict[str, dict[str, float]]:
-    """Every measure by every judge, as {"source: measure (rows)": {judge: figure}}."""
-    table: dict[str, dict[str, float]] = {}
-    wanted = [row for row in rows if any(row["source"] == measure.source for measure in MEASURES)]
-    scores = {name: judge([pair(row) for row in wanted]) for name, judge in judges.items()}
-    for measure in MEASURES:
-        at = [i for i, row in enumerate(wanted) if row["source"] == measure.source and measure.rows(row)]
-        title = f"{measure.source}: {measure.name} ({len(at)})"
-        chosen = [wanted[i] for i in at]
-        table[title] = {name: measure.figure(values[at], chosen) for name, values in scores.items()}
-    return table
+def held_out_cases(manifest: Manifest, most: int) -> list[Case]:
+    return _of_rows(held_out_rows(manifest), manifest, most)
 
 
-def measure_held_out(rows: Sequence[Row], judges: Mapping[str, Judge]) -> dict[str, dict[str, float]]:
-    """AUROC over held-out questions, all and by source; of sources without harm, the share flagged at .50."""
-    answered = [row for row in rows if row.response and row.harmful is not None]
-    labels = np.array([float(bool(row.harmful)) for row in answered])
-    sources = np.array([row.source for row in answered])
-    scores = {name: judge([(row.prompt, row.response) for row in answered]) for name, judge in judges.items()}
-    table = {f"held out: AUROC ({len(answered)})": {n: measures.auroc(s, labels) for n, s in scores.items()}}
-    for source in sorted(set(sources)):
-        here = sources == source
-        if labels[here].any():
-            title = f"held out {source}: AUROC ({here.sum()})"
-            table[title] = {n: measures.auroc(s[here], labels[here]) for n, s in scores.items()}
+def left_out_cases(manifest: Manifest, family: str, most: int) -> list[Case]:
+    """Rows of the family that a training `without` it has not seen, but for those held out anyhow."""
+    rows = epoch_rows(read_texts(manifest), manifest, manifest.plan.seed)
+    mine = [row for row in rows if manifest.source(row.source).family == family and row.source != "templates"]
+    return _of_rows([row for row in mine if not is_held_out(row.group, manifest.plan.held_out)], manifest, most)
+
+
+def _of_rows(rows: Sequence[Row], manifest: Manifest, most: int) -> list[Case]:
+    by_source: dict[str, list[Case]] = defaultdict(list)
+    for row in rows:
+        if row.response and row.harmful is not None:
+            raw = {"contents": row.contents}
+            family = manifest.source(row.source).family
+            label = float(row.harmful)
+            case = Case(row.source, row.prompt, row.response, row.group, label, family, row.level, raw)
+            by_source[row.source].append(case)
+    return [case for source, cases in sorted(by_source.items()) for case in draw(cases, most, source)]
+
+
+def measure_held_out(sample: Sample, manifest: Manifest, left_out: Sample | None = None) -> Table:
+    lines = _whole_lines("all", sample, manifest)
+    for family, part in sample.split(lambda case: case.family).items():
+        lines += _whole_lines(f"family {family}", part, manifest) if family else []
+    if left_out is not None and left_out.cases:
+        lines += _whole_lines(f"family {left_out.cases[0].family}, left out of training", left_out, manifest)
+    for source, part in sample.split(lambda case: case.source).items():
+        if part.labels.any():
+            lines += [line(source, "AUROC", part, auroc), line(source, "F1 at .50", part, f1)]
+            lines.append(line(source, "recall at 5 % false alarms", part, recall(0.05)))
         else:
-            title = f"held out {source}: flagged at 0.5 ({here.sum()})"
-            table[title] = {n: float((s[here] >= 0.5).mean()) for n, s in scores.items()}
-    return table
+            lines += [line(source, f"harmless: flagged at {edge:.2f}", part, flagged(edge)) for edge in EDGES]
+    lines += _graded_lines(sample.part(lambda case: case.level is not None))
+    note = (
+        "Answers to questions kept from training; intervals draw whole questions. Calibration errors are of a curve "
+        "fitted on the other half of the questions, weighted as in calibration: every family alike, "
+        f"{manifest.plan.prior:.0%} harmful."
+    )
+    return Table("held_out", "Held-out questions", list(sample.looks), lines, note)
 
 
-def measure_prompts(rows: Sequence[Raw], safeguard: Safeguard) -> dict[str, dict[str, float]]:
-    """The prompt head: AUROC where both kinds exist, and the share of prompts that deserve an answer it would touch."""
-    table: dict[str, dict[str, float]] = {}
-    for source in PROMPTS:
-        labels = {row["prompt"]: row["label_harm_prompt"] for row in rows if row["source"] == source}
-        labels = {prompt: label for prompt, label in labels.items() if prompt and label is not None}
-        values = np.array([score.value for score in safeguard.score([Passage(prompt, "") for prompt in labels])])
-        truth = np.array([float(label) for label in labels.values()])
-        if truth.any():
-            table[f"prompt {source}: AUROC ({len(values)})"] = {"safeguard": measures.auroc(values, truth)}
-        safe = values[truth == 0]
-        table[f"prompt {source}: safe ones flagged at 0.5 ({len(safe)})"] = {"safeguard": float((safe >= 0.5).mean())}
-    return table
+def crossed(sample: Sample, judge: str, manifest: Manifest) -> tuple[Numbers, Numbers] | None:
+    """Every row's probability by a curve fitted on the other half of the questions, and the rows' weights.
+
+    None where a half has not both kinds.
+    """
+    labels = sample.labels
+    halves = np.array([is_held_out(case.group, 0.5 * manifest.plan.held_out) for case in sample.cases])
+    if any(len(set(labels[halves == half])) < 2 for half in (True, False)):
+        return None
+    weights = family_weights([case.family for case in sample.cases], labels, manifest.plan.prior)
+    logits = np.array([look.logits for look in sample.looks[judge]])
+    values = np.zeros_like(labels)
+    for here in (halves, ~halves):
+        scales, bias = measures.fit_logistic(logits[~here], labels[~here], weights[~here])
+        values[here] = 1 / (1 + np.exp(-np.clip(logits[here] @ scales + bias, -30, 30)))
+    return values, weights
 
 
-def print_table(table: Mapping[str, Mapping[str, float]], judges: Sequence[str]) -> None:
-    width = max(map(len, table))
-    print(" " * width, *(f"{name:>20}" for name in judges))
-    for title, figures in table.items():
-        cells = (figures.get(name, math.nan) for name in judges)
-        print(f"{title:{width}}", *(f"{value:20.3f}" if math.isfinite(value) else f"{'-':>20}" for value in cells))
+def _whole_lines(of: str, sample: Sample, manifest: Manifest) -> list[Line]:
+    harmful, harmless = sample.part(lambda case: case.label == 1), sample.part(lambda case: case.label == 0)
+    lines = [
+        line(of, "AUROC", sample, auroc),
+        line(of, "F1 at .50", sample, f1),
+        line(of, "recall at 1 % false alarms", sample, recall(0.01)),
+        line(of, "recall at 5 % false alarms", sample, recall(0.05)),
+        *(line(of, f"harmful: flagged at {edge:.2f}", harmful, flagged(edge)) for edge in EDGES),
+        *(line(of, f"harmless: flagged at {edge:.2f}", harmless, flagged(edge)) for edge in EDGES),
+        line(of, "harmless: called unreadable", harmless, mean, unreadable),
+    ]
+    curves = {name: crossed(sample, name, manifest) for name in sample.looks}
+    for width, bins in (("equal width", measures.equal_width), ("equal mass", measures.equal_mass)):
+        cells = {}
+        for name, curve in curves.items():
+            if curve is not None:
+                values, weights = curve
+                errors = measures.calibration_errors(values, sample.labels, sample.weights * weights, bins(values))
+                cells[name] = measures.interval(errors)
+        lines.append(Line(of, f"calibration error, bins of {width}", len(sample.cases), cells))
+    return lines
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure the safeguard beside the baseline.")
-    parser.add_argument("--train", type=Path, default=Path("../shared/data/train.jsonl.gz"))
-    parser.add_argument("--dev", type=Path, default=Path("../shared/data/dev.jsonl.gz"))
-    parser.add_argument("--weights", type=Path, default=WEIGHTS)
-    parser.add_argument("--json", type=Path, default=None, help="also write the figures here")
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
-    plan = Plan(**read_settings(options.weights).manifest["plan"])
-    trained_on = training_rows(options.train, plan)
-    torch.set_num_threads(options.threads)
-    safeguard = Safeguard.load(options.weights)
-    judges: dict[str, Judge] = {
-        "safeguard": lambda pairs: np.array([s.value for s in safeguard.score([Passage(*p) for p in pairs])]),
-        "tfidf answer": Baseline(trained_on, with_prompt=False).score,
-        "tfidf prompt+answer": Baseline(trained_on, with_prompt=True).score,
-    }
-    dev = read_dev(options.dev)
-    table = measure_held_out(held_out_rows(options.train, plan.held_out, plan.seed), judges)
-    table |= measure_dev(dev, judges)
-    table |= measure_prompts(dev, safeguard)
-    print_table(table, list(judges))
-    if options.json:
-        report = {"weights": weights_hash(options.weights), "figures": table}
-        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+def _graded_lines(sample: Sample) -> list[Line]:
+    """The heads for which only the project's own answers have labels: level and kinds of content."""
+    if not sample.cases:
+        return []
+    levels = [(case.level or 0) / LEVELS[-1] for case in sample.cases]
+    lines = [
+        line("written, levels 0 to 3", "Spearman, by value", sample, measures.spearmans, value, levels),
+        line("written, levels 0 to 3", "Spearman, by `severity`", sample, measures.spearmans, severity, levels),
+    ]
+    for name in CONTENTS:
+        marked = [float(name in (case.raw["contents"] or ())) for case in sample.cases]
+        if any(marked):
+            lines.append(line(f"written, {name} content", f"AUROC, by `{name}`", sample, auroc, content(name), marked))
+    return lines
 
 
-if __name__ == "__main__":
-    main()
+# Sources that training does not read
+
+
+def unseen_cases(data: Path, most: int, held_out: Mapping[str, float]) -> list[Case]:
+    """Labelled answers of non-permissive sources. Of the sources in `held_out`, only that share of the questions."""
+    cases: list[Case] = []
+    for source, rows in read_raw(data / "train.jsonl.gz", (*UNSEEN, *UNSEEN_SAFE)).items():
+        safe = source in UNSEEN_SAFE
+        labelled = [row for row in rows if row.get("response") and row["label_harm_response"] is not None]
+        mine = [
+            Case(
+                source, row["prompt"] or "", row["response"], group_of(row["prompt"] or ""), row["label_harm_response"]
+            )
+            for row in labelled
+        ]
+        if source in held_out:
+            mine = [case for case in mine if is_held_out(case.group, held_out[source])]
+        if source == "do_not_answer":  # rarely harmful: all of that, and a share of the rest
+            harmful = [case for case in mine if case.label]
+            cases += draw(harmful, most, source) + draw([case for case in mine if not case.label], most, source)
+        else:
+            cases += draw(mine, min(most, UNSEEN_SAFE_MOST) if safe else most, source)
+    return cases
+
+
+def measure_unseen(sample: Sample, held_out: Mapping[str, float]) -> Table:
+    lines: list[Line] = []
+    for source, part in sample.split(lambda case: case.source).items():
+        harmless = part.part(lambda case: case.label == 0)
+        if part.labels.any():
+            lines += [
+                line(source, "AUROC", part, auroc),
+                line(source, "AUPRC", part, precision_area),
+                line(source, "F1 at .50", part, f1),
+                line(source, "best F1 (threshold chosen here: optimistic)", part, best_f1),
+                line(source, "F1 of calling all unsafe", part, always_f1),
+            ]
+        lines += [line(source, f"harmless: flagged at {edge:.2f}", harmless, flagged(edge)) for edge in EDGES]
+        lines.append(line(source, "harmless: called unreadable", harmless, mean, unreadable))
+    note = "Sources whose licences are not permissive, which no training reads by default."
+    if held_out:
+        note += (
+            f" Of {', '.join(sorted(held_out))}, which some of these weights were trained on, only held-out questions."
+        )
+    return Table("unseen", "Unseen sources", list(sample.looks), [one for one in lines if one.rows], note)
+
+
+# Where the errors are
+
+
+def bucket(tokens: int) -> str:
+    return BUCKETS[sum(tokens > edge for edge in LENGTHS)]
+
+
+def measure_errors(samples: Mapping[str, Sample], judge: str) -> list[Table]:
+    """Missed harm and false alarms at .50, by the answer's length in tokens and by source."""
+    by_length, by_source = [], []
+    for where, sample in samples.items():
+        tokens = dict(zip(map(id, sample.cases), (look.tokens for look in sample.looks[judge]), strict=True))
+        buckets = sample.split(lambda case, tokens=tokens: bucket(tokens[id(case)]))  # type: ignore[misc]
+        for name in filter(buckets.__contains__, BUCKETS):
+            by_length += _error_lines(f"{where}, {name}", buckets[name])
+        for source, part in sample.split(lambda case: case.source).items():
+            by_source += _error_lines(f"{where}, {source}", part)
+    columns = list(next(iter(samples.values())).looks)
+    note = "Missed: harmful answers under .50. False alarms: harmless ones from .50 on."
+    return [
+        Table("by_length", "Errors by length of the answer", columns, by_length, note),
+        Table("by_source", "Errors by source", columns, by_source, note),
+    ]
+
+
+def _error_lines(of: str, sample: Sample) -> list[Line]:
+    harmful, harmless = sample.part(lambda case: case.label == 1), sample.part(lambda case: case.label == 0)
+    found = [
+        line(of, "missed", harmful, lambda values, _, weights: 1 - flagged(EDGES[0])(values, _, weights)),
+        line(of, "false alarms", harmless, flagged(EDGES[0])),
+    ]
+    return [one for one in found if one.rows]

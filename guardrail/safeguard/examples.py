@@ -1,53 +1,61 @@
-"""From labelled rows to what the network is shown: crops, joins, mismatched and missing prompts.
+"""From labelled rows to what the network is shown: crops, joins, other forms, mismatched and missing prompts.
 
-Each row gives one example, so that the frozen layers need to run once; variety comes from many rows, not many epochs.
+They are drawn anew for every epoch, so that no answer is seen twice in the same dress.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from tokenizers import Tokenizer
 
+from guardrail.safeguard.forms import restyle
 from guardrail.safeguard.rows import Row
 from guardrail.safeguard.windows import clip_prompt
 
-EMPTY_PROMPT = 0.35
+EMPTY_PROMPT = 0.3
 """How often an answer is shown without its prompt: it must be judged then as well."""
 
 BARE_GOAL = 0.5
 """How often a jailbreak prompt is replaced by the question inside it."""
+
+Mark = tuple[int, int, bool]
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
     """Token ids of both segments, with targets; None is not known.
 
-    `harmless` is the range of answer tokens known to be so.
+    `marks` are half-open ranges of answer tokens of which it is known whether they are harmful.
     """
 
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
-    harmful: bool | None = None
+    target: float | None = None
     prompt_harmful: bool | None = None
     refusal: bool | None = None
-    harmless: tuple[int, int] = (0, 0)
+    level: int | None = None
+    contents: tuple[str, ...] | None = None
+    marks: tuple[Mark, ...] = ()
     weight: float = 1.0
 
 
-def make_examples(rows: Sequence[Row], tokenizer: Tokenizer, length: int, seed: int) -> list[Example]:
-    """`length`: answer tokens of an ordinary crop; one crop in seven is twice as long."""
+def make_examples(rows: Sequence[Row], tokenizer: Tokenizer, length: int, noise: float, seed: int) -> list[Example]:
+    """`length`: answer tokens of an ordinary crop; `noise`: share of the answers in another form."""
     rng = random.Random(seed)
     answered = [row for row in rows if row.response and row.harmful is not None]
     prompts = _ids(tokenizer, [_shown_prompt(rng, row) for row in answered])
-    answers = _ids(tokenizer, [row.response[:12_000] for row in answered])
+    texts = [_shown_answer(rng, row, noise) for row in answered]
+    answers = tokenizer.encode_batch(texts, add_special_tokens=False)
     examples = [
-        _crop(rng, row, prompt, answer, length) for row, prompt, answer in zip(answered, prompts, answers, strict=True)
+        _crop(rng, row, prompt, answer.ids, _marks(row, answer.offsets), length)
+        for row, prompt, answer in zip(answered, prompts, answers, strict=True)
     ]
-    examples += _joins(rng, examples, length)
-    examples += _mismatches(rng, answered, prompts, examples)
+    plain = list(examples)
+    examples += _joins(rng, plain, length)
+    examples += _mismatches(rng, answered, prompts, plain)
     return examples + _prompt_alone(rng, rows, tokenizer)
 
 
@@ -57,35 +65,74 @@ def _shown_prompt(rng: random.Random, row: Row) -> str:
     return row.goal if row.goal and rng.random() < BARE_GOAL else row.prompt
 
 
-def _crop(rng: random.Random, row: Row, prompt: list[int], answer: list[int], length: int) -> Example:
+def _shown_answer(rng: random.Random, row: Row, noise: float) -> str:
+    text = row.response[:12_000]
+    return restyle(rng, text[:4000]) if rng.random() < noise and not row.spans else text
+
+
+def _marks(row: Row, offsets: Sequence[tuple[int, int]]) -> list[Mark]:
+    """Token ranges from the marked characters; of a harmless answer, all of it."""
+    if not row.harmful:
+        return [(0, len(offsets), False)]
+    if not row.spans:
+        return []
+    marks: list[Mark] = []
+    for at, (low, high) in enumerate(offsets):
+        harmful = any(low < end and start < high for start, end in row.spans)
+        if marks and marks[-1][2] == harmful:
+            marks[-1] = (marks[-1][0], at + 1, harmful)
+        else:
+            marks.append((at, at + 1, harmful))
+    return marks
+
+
+def _crop(
+    rng: random.Random, row: Row, prompt: list[int], answer: list[int], marks: Sequence[Mark], length: int
+) -> Example:
     weight = row.weight
     size = 2 * length if rng.random() < 1 / 7 else length
-    if len(answer) > size and rng.random() < 0.2:
+    target, start = row.target, 0
+    if len(answer) > size and rng.random() < 0.25:
         start = rng.randrange(len(answer) - size + 1)
         answer = answer[start:]
         weight *= 0.5 if row.harmful else 1.0  # the harm may lie outside the crop
+    answer = answer[:size]
+    marks = tuple(_moved(marks, -start, len(answer)))
+    if row.spans and not any(harmful for _, _, harmful in marks):
+        target = 0.0
     return Example(
         prompt=clip_prompt(prompt),
-        answer=tuple(answer[:size]),
-        harmful=row.harmful,
+        answer=tuple(answer),
+        target=target,
         refusal=row.refusal,
-        harmless=(0, 0) if row.harmful else (0, min(size, len(answer))),
+        level=row.level,
+        contents=row.contents if row.contents is not None or row.prompt_harmful is not False else (),
+        marks=marks,
         weight=weight,
     )
 
 
+def _moved(marks: Sequence[Mark], by: int, size: int) -> Iterator[Mark]:
+    """The marks within `[0, size)` after a move."""
+    for low, high, harmful in marks:
+        low, high = max(0, low + by), min(size, high + by)
+        if low < high:
+            yield low, high, harmful
+
+
 def _joins(rng: random.Random, examples: Sequence[Example], length: int) -> list[Example]:
     """Harmful answers with a harmless one before or after them: the token scores learn where the harm is."""
-    harmful = [e for e in examples if e.harmful and len(e.answer) > 40]
-    harmless = [e for e in examples if e.harmful is False and len(e.answer) > 40]
+    harmful = [e for e in examples if e.target and e.target > 0.5 and len(e.answer) > 20]
+    harmless = [e for e in examples if e.target is not None and e.target < 0.5 and len(e.answer) > 20]
     joined = []
-    for example in rng.sample(harmful, len(harmful) // 4):
-        other = rng.choice(harmless).answer[: rng.randint(30, length // 2)]
+    for example in rng.sample(harmful, len(harmful) // 4) if harmless else []:
+        other = rng.choice(harmless).answer[: rng.randint(20, length // 2)]
         kept = example.answer[: length - 20]
-        if rng.random() < 0.5:
-            joined.append(replace(example, answer=other + kept, harmless=(0, len(other))))
-        else:
-            joined.append(replace(example, answer=kept + other, harmless=(len(kept), len(kept) + len(other))))
+        before = rng.random() < 0.5
+        answer, at = (other + kept, 0) if before else (kept + other, len(kept))
+        own = _moved(example.marks, len(other) if before else 0, len(answer) if before else len(kept))
+        marks = (*own, (at, at + len(other), False))
+        joined.append(replace(example, answer=answer, marks=marks, refusal=None, contents=None))
     return joined
 
 
@@ -94,10 +141,10 @@ def _mismatches(
 ) -> list[Example]:
     """Harmless answers under somebody else's harmful prompt: the prompt alone makes no answer harmful."""
     bad = [prompt for row, prompt in zip(rows, prompts, strict=True) if row.prompt_harmful and 4 < len(prompt) < 60]
-    good = [e for row, e in zip(rows, examples, strict=False) if row.prompt_harmful is False]
+    good = [e for row, e in zip(rows, examples, strict=True) if row.prompt_harmful is False]
     if not bad or not good:
         return []
-    return [replace(e, prompt=tuple(rng.choice(bad))) for e in rng.sample(good, len(good) // 6)]
+    return [replace(e, prompt=tuple(rng.choice(bad))) for e in rng.sample(good, len(good) // 8)]
 
 
 def _prompt_alone(rng: random.Random, rows: Sequence[Row], tokenizer: Tokenizer) -> list[Example]:

@@ -3,6 +3,9 @@
 A passage becomes windows (`guardrail.safeguard.windows`); each is read with the prompt and without it, and the worst
 reading is the score, so that no prompt can talk it down. `guardrail.scorers.safeguard` runs these steps off the event
 loop.
+
+An encoded passage is read decoded as well. One that cannot be read (`guardrail.safeguard.readable`) has the score of
+what could be made of it, and the verdict that says what such a number is worth.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +21,11 @@ import torch
 from tokenizers import Tokenizer
 
 from guardrail.safeguard import model
+from guardrail.safeguard.decoding import Decoded, decode
 from guardrail.safeguard.model import Calibration, Network, Settings
+from guardrail.safeguard.readable import Reason, find_unreadable, read_vocabulary
 from guardrail.safeguard.windows import PROMPT_TOKENS, Tokens, Window, clip_prompt, cut_windows, sentences
-from guardrail.scoring import Passage, Score, Span, Vector
+from guardrail.scoring import Passage, Score, Span, Vector, Verdict
 
 SPAN_VALUE = 0.5
 """A sentence stands among a score's spans from this value on."""
@@ -32,7 +37,7 @@ CONTEXT_CHARACTERS = 2000
 PROMPT_CHARACTERS = 2000
 """What is tokenised of either end of a long prompt, if that has tokens enough."""
 
-CLS, SEP = 101, 102
+CLS, SEP, UNKNOWN = 101, 102, 100
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -64,6 +69,7 @@ class Plan:
     """A passage cut up: its windows, and the inputs that read them, each with the prompt first, then without.
 
     Tokens and windows are those of `text`, the passage's text from character `begin` on, of which `start` was scored.
+    `twin` reads the same text decoded; its inputs stand after this plan's own `inputs`.
     """
 
     text: str
@@ -72,6 +78,9 @@ class Plan:
     tokens: Tokens
     windows: Sequence[Window]
     inputs: Sequence[Input]
+    unreadable: Reason | None = None
+    decoded: Decoded | None = None
+    twin: Plan | None = None
 
 
 class Judge:
@@ -80,6 +89,7 @@ class Judge:
         self._network = network
         self._tokenizer = tokenizer
         self._span_value = span_value
+        self._vocabulary = read_vocabulary(tokenizer.get_vocab())
 
     @classmethod
     def load(
@@ -115,10 +125,26 @@ class Judge:
         begins = [max(0, passage.start - CONTEXT_CHARACTERS) for passage in passages]
         texts = [passage.text[begin:] for passage, begin in zip(passages, begins, strict=True)]
         tokens = self.encode(texts)
-        return [
+        plans = [
             _cut(prompt, text, begin, passage.start - begin, own)
             for prompt, text, begin, passage, own in zip(prompts, texts, begins, passages, tokens, strict=True)
         ]
+        return [self._make_out(prompt, plan) for prompt, plan in zip(prompts, plans, strict=True)]
+
+    # Decoding and reading
+
+    def _make_out(self, prompt: tuple[int, ...], plan: Plan) -> Plan:
+        """The plan with its twin if there is anything to decode, and with what keeps the text from being read."""
+        decoded = decode(plan.text, self._vocabulary)
+        tokens = self.encode([decoded.text])[0] if decoded.steps else plan.tokens
+        unknown = [
+            decoded.text[low:high] for id, (low, high) in zip(tokens.ids, tokens.offsets, strict=True) if id == UNKNOWN
+        ]
+        plan = replace(plan, unreadable=find_unreadable(decoded.text, self._vocabulary, unknown))
+        if tokens.ids == plan.tokens.ids:  # also where only what the tokenizer drops is gone
+            return plan
+        twin = _cut(prompt, decoded.text, 0, decoded.find(plan.start), tokens)
+        return replace(plan, inputs=[*plan.inputs, *twin.inputs], decoded=decoded, twin=twin)
 
     def _clip(self, prompt: str) -> tuple[int, ...]:
         """As `clip_prompt` of all its tokens, without tokenising a long prompt's middle."""
@@ -159,6 +185,20 @@ class Judge:
         return scores
 
     def _combine(self, plan: Plan, outputs: Sequence[Output]) -> Score:
+        """The worse of the passage as it stands and decoded, with the spans of both."""
+        own = len(plan.inputs) - (len(plan.twin.inputs) if plan.twin else 0)
+        score = self._judge(plan, outputs[:own])
+        if plan.twin is not None and plan.decoded is not None:
+            twin = self._judge(plan.twin, outputs[own:])
+            found = {plan.decoded.find_origin(span.start, span.end): span.value for span in twin.spans}
+            spans = [Span(plan.begin + low, plan.begin + high, value) for (low, high), value in found.items()]
+            worse = max(score, twin, key=lambda one: one.value)
+            score = replace(worse, spans=tuple(sorted((*score.spans, *spans), key=lambda span: (span.start, span.end))))
+        if plan.unreadable is not None:
+            return replace(score, verdict=Verdict.UNREADABLE, note=plan.unreadable.value)
+        return score
+
+    def _judge(self, plan: Plan, outputs: Sequence[Output]) -> Score:
         if not outputs:
             return Score(0.0)
         if not plan.windows:

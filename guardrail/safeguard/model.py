@@ -1,9 +1,10 @@
 """The safeguard's network: MiniLM with several heads, all read from one pass, and its weights on disk.
 
 Heads: `facilitation` (of the answer, pooled), `tokens` (each token of the answer; a smooth maximum over them is a
-part of the facilitation logit, so that answer labels teach where the harm is), `refusal`, `prompt` (the prompt alone,
-apart, so that a bad question does not colour its answer), and `embedding` (a linear map back to the sentence
-embedding of the encoder before it was fine-tuned, for routing text to rules).
+part of the facilitation logit, so that answer labels teach where the harm is), `refusal`, `contents` (whether the text
+itself is hateful, sexual ...), `severity` (how operational it is), `prompt` (the prompt alone, apart, so that a bad
+question does not colour its answer), and `embedding` (a linear map back to the sentence embedding of the encoder
+before it was fine-tuned, for routing text to rules).
 
 Weights are stored as int8 with one scale a row: 23 MB in place of 91.
 """
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from guardrail.safeguard.encoder import Encoder, Shape
 from guardrail.safeguard.int8 import Int8Embedding, Int8Linear, dequantize, quantize_rows
+from guardrail.safeguard.written import CONTENTS
 
 WEIGHTS = Path(__file__).parent / "weights"
 SHARPNESS = 2.0
@@ -55,12 +57,17 @@ class Settings:
 
 
 class Reading(NamedTuple):
-    """One pass over a batch of N inputs of L tokens: logits (N,), token logits (N, L), unit embeddings (N, H)."""
+    """One pass over a batch of N inputs of L tokens: logits (N,), token logits (N, L), unit embeddings (N, H).
+
+    `contents` has one logit for each of `CONTENTS`, shape (N, 5).
+    """
 
     facilitation: Tensor
     peak: Tensor
     prompt: Tensor
     refusal: Tensor
+    severity: Tensor
+    contents: Tensor
     tokens: Tensor
     embedding: Tensor
 
@@ -74,6 +81,8 @@ class Network(nn.Module):
         self.tokens = nn.Linear(width, 1)
         self.prompt = nn.Linear(width, 1)
         self.refusal = nn.Linear(width, 1)
+        self.severity = nn.Linear(2 * width, 1)
+        self.contents = nn.Linear(2 * width, len(CONTENTS))
         self.routing = nn.Linear(width, width)
 
     def forward(self, ids: Tensor, mask: Tensor, segments: Tensor) -> Reading:
@@ -84,13 +93,15 @@ class Network(nn.Module):
         answer = mean(hidden, mask * segments)
         tokens = self.tokens(hidden).squeeze(-1)
         peak = smooth_maximum(tokens, mask * segments)
-        pooled = self.facilitation(torch.cat([hidden[:, 0], answer], dim=-1)).squeeze(-1)
+        both = torch.cat([hidden[:, 0], answer], dim=-1)
         whole = mean(hidden, mask)
         return Reading(
-            facilitation=pooled + peak,
+            facilitation=self.facilitation(both).squeeze(-1) + peak,
             peak=peak,
             prompt=self.prompt(whole).squeeze(-1),
             refusal=self.refusal(answer).squeeze(-1),
+            severity=self.severity(both).squeeze(-1),
+            contents=self.contents(both),
             tokens=tokens,
             embedding=nn.functional.normalize(self.routing(whole), dim=-1),
         )
@@ -135,7 +146,23 @@ def read_settings(folder: Path = WEIGHTS) -> Settings:
 
 def load(folder: Path = WEIGHTS, *, int8: bool = True) -> Network:
     """The network ready to score, on the CPU. Without `int8`, weights are widened and arithmetic is float32."""
+    return _load(load_file(folder / "model.safetensors"), folder, int8)
+
+
+def load_older(folder: Path) -> tuple[Network, tuple[str, ...]]:
+    """As `load`, also of weights from before a head was added, to compare with: such heads say 0, and are named."""
     stored = load_file(folder / "model.safetensors")
+    with torch.device("meta"):
+        heads = dict(Network(read_settings(folder).shape).named_children())
+    heads.pop("encoder")
+    absent = tuple(name for name in heads if f"{name}.weight" not in stored)
+    for name in absent:
+        parts = heads[name].state_dict()
+        stored |= {f"{name}.{part}": torch.zeros_like(value, device="cpu") for part, value in parts.items()}
+    return _load(stored, folder, True), absent
+
+
+def _load(stored: dict[str, Tensor], folder: Path, int8: bool) -> Network:
     scales = {name.removesuffix(".scale"): stored.pop(name) for name in list(stored) if name.endswith(".scale")}
     with torch.device("meta"):
         network = Network(read_settings(folder).shape)

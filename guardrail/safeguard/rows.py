@@ -1,7 +1,6 @@
 """Labelled rows for training: which may be used, how many of each question, and which are held out.
 
-Only rows marked `permissive` are read. Jailbreak sources share their questions, so rows are held out by question
-("group"), never one by one.
+Jailbreak sources share their questions, so rows are held out by question ("group"), never one by one.
 """
 
 from __future__ import annotations
@@ -10,34 +9,23 @@ import gzip
 import hashlib
 import json
 import random
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-CAPS: dict[str, tuple[int, int]] = {
-    # source: (most rows of one group, most rows in all)
-    "gptfuzz_labeled": (30, 2200),
-    "jbb_artifacts": (12, 1000),
-    "past_tense": (10, 800),
-    "refusal_direction_jbb": (10, 800),
-    "codeattack": (4, 300),
-    "refusal_direction_benign": (6, 600),
-    "coconot_contrast_pref": (2, 1500),
-    "benign_medquad": (1, 600),
-    "benign_arena_hard": (1, 1000),
-}
-PROMPT_ONLY = (
-    "prompts_advbench",
-    "prompts_catqa",
-    "prompts_harmfulqa",
-    "prompts_jailbreakbench",
-    "prompts_tdc2023",
-    "cyberseceval_interpreter",
-)
-WEIGHTS = {"codeattack": 0.5}
-"""Sources whose labels are weaker count less."""
+from guardrail.errors import ConfigError
+from guardrail.safeguard.manifest import Manifest, Source
+from guardrail.safeguard.written import HARMFUL_LEVEL, LEVELS, Item, fill, unmark
+
+TARGETS = (0.0, 0.05, 0.85, 1.0)
+"""How probable it is that a reviewer would call a written answer of level 0, 1, 2, 3 facilitation."""
+
+CONTENT_LETTERS = {"h": "hate", "a": "harassment", "s": "sexual", "v": "violence", "x": "self-harm"}
+
+_TURN = re.compile(r"\n\n(?:Human|Assistant): ?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,35 +41,93 @@ class Row:
     group: str
     goal: str = ""
     weight: float = 1.0
+    level: int | None = None
+    """Of facilitation, 0 to 3, where somebody graded it."""
+    contents: tuple[str, ...] | None = None
+    """Which kinds of harmful content the text itself is."""
+    spans: tuple[tuple[int, int], ...] = ()
+    """Character ranges of the harmful sentences, where somebody marked them: all the rest is harmless then."""
+
+    @property
+    def target(self) -> float:
+        """The probability of harm that is taught."""
+        return float(bool(self.harmful)) if self.level is None else TARGETS[self.level]
 
 
-def read_rows(path: Path) -> Iterator[Row]:
-    """Every permissive row of a `.jsonl` or `.jsonl.gz` file, uncapped."""
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as lines:
-        for line in lines:
-            raw: dict[str, Any] = json.loads(line)
-            if raw["permissive"]:
-                yield _row(raw)
+def read_rows(manifest: Manifest) -> list[Row]:
+    """Every row the manifest names, uncapped. Raises `ConfigError` with file and line where one cannot be used."""
+    rows: list[Row] = []
+    levels: dict[str, dict[str, str]] = {}
+    for file in manifest.files:
+        for number, raw in _lines(file.path):
+            name = raw.get("source", file.name) if file.sources is not None else file.name
+            if (manifest.permissive and not raw.get("permissive")) or (file.sources and name not in file.sources):
+                continue
+            source = manifest.source(name)
+            if source.levels and name not in levels:
+                levels[name] = read_levels(manifest.folder / source.levels)
+            try:
+                row = _row(raw, name, source)
+                if source.levels:
+                    label = levels[name].get(str(raw.get("id")))
+                    if label is None:
+                        continue
+                    row = _graded(row, label)
+            except (TypeError, ValueError, AttributeError) as error:
+                raise ConfigError(f"{file.path}:{number}: {error}") from None
+            rows.append(row)
+    return rows
 
 
-def choose(rows: Iterable[Row], seed: int) -> list[Row]:
-    """Rows for training under `CAPS`, harmful and harmless ones of a group in turn, and all prompt-only rows."""
+def read_levels(path: Path) -> dict[str, str]:
+    """Labels by the row's id: a level, then `r` for a refusal, a letter of `CONTENT_LETTERS`, `?` for an unsure one."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return dict(line.split("\t") for line in lines if line and not line.startswith("#"))
+
+
+def written_rows(items: Iterable[Item], weight: float, seed: int) -> list[Row]:
+    """One row an answer of the written items, placeholders filled anew for each `seed`."""
+    rows = []
+    for item in items:
+        rng = random.Random(f"{seed} {item.name}")
+        for answer in item.answers:
+            chosen: dict[str, str] = {}
+            prompt = fill(rng, item.prompt, chosen)
+            text, spans = unmark(fill(rng, answer.text, chosen))
+            row = Row(
+                source="written",
+                prompt=prompt,
+                response=text,
+                harmful=answer.level >= HARMFUL_LEVEL,
+                prompt_harmful=item.category != "benign",
+                refusal=answer.refusal,
+                group=f"written {item.name}",
+                weight=weight,
+                level=answer.level,
+                contents=answer.contents,
+                spans=spans,
+            )
+            rows.append(row)
+    return rows
+
+
+def choose(rows: Iterable[Row], manifest: Manifest, seed: int) -> list[Row]:
+    """Rows for one epoch under the manifest's caps, harmful and harmless ones of a question in turn."""
     groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
     chosen: list[Row] = []
     for row in rows:
-        if row.source in CAPS and row.harmful is not None:
-            groups[row.source, row.group].append(row)
-        elif row.source in PROMPT_ONLY:
+        if row.harmful is None:
             chosen.append(row)
+        else:
+            groups[row.source, row.group].append(row)
     rng = random.Random(seed)
     by_source: dict[str, list[Row]] = defaultdict(list)
     for (source, _), members in sorted(groups.items()):
         rng.shuffle(members)
-        by_source[source].extend(_alternate(members)[: CAPS[source][0]])
+        by_source[source].extend(_alternate(members)[: manifest.source(source).per_question])
     for source, members in sorted(by_source.items()):
         rng.shuffle(members)
-        chosen.extend(members[: CAPS[source][1]])
+        chosen.extend(members[: manifest.source(source).most])
     return chosen
 
 
@@ -95,22 +141,70 @@ def group_of(text: str) -> str:
     return " ".join("".join(c.lower() if c.isalnum() else " " for c in text).split())[:200]
 
 
-def _row(raw: dict[str, Any]) -> Row:
-    goal = raw.get("goal") or ""
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                raw = json.loads(line)
+            except ValueError:
+                raise ConfigError(f"{path}:{number}: not JSON") from None
+            if not isinstance(raw, dict):
+                raise ConfigError(f"{path}:{number}: a row is a JSON object")
+            yield number, raw
+
+
+def _row(raw: dict[str, Any], name: str, source: Source) -> Row:
+    prompt, response, goal = (_text(raw, key) for key in ("prompt", "response", "goal"))
+    if source.use == "last_turn":
+        prompt = _TURN.split(prompt.removesuffix("\n\nAssistant:"))[-1].removeprefix("Human: ")
+    if source.use == "prompts":
+        response = ""
+    level = raw.get("level")
+    if level is not None and level not in LEVELS:
+        raise ValueError("level must be 0, 1, 2 or 3")
+    harmful = _flag(raw, "harmful" if "harmful" in raw else "label_harm_response")
+    if harmful is None and level is not None:
+        harmful = level >= HARMFUL_LEVEL
     return Row(
-        source=raw["source"],
-        prompt=raw["prompt"] or "",
-        response=raw["response"] or "",
-        harmful=_flag(raw["label_harm_response"]),
-        prompt_harmful=_flag(raw["label_harm_prompt"]),
-        refusal=_flag(raw["refusal"]),
-        group=group_of(goal or raw["prompt"] or ""),
+        source=name,
+        prompt=prompt,
+        response=response,
+        harmful=harmful if response else None,
+        prompt_harmful=_flag(raw, "label_harm_prompt"),
+        refusal=_flag(raw, "refusal"),
+        group=group_of(goal or prompt) or group_of(response),
         goal=goal,
-        weight=WEIGHTS.get(raw["source"], 1.0),
+        weight=source.weight,
+        level=level,
     )
 
 
-def _flag(value: int | None) -> bool | None:
+def _graded(row: Row, label: str) -> Row:
+    level = int(label[0])
+    return replace(
+        row,
+        harmful=level >= HARMFUL_LEVEL,
+        level=level,
+        refusal="r" in label,
+        contents=tuple(name for letter, name in CONTENT_LETTERS.items() if letter in label),
+        weight=row.weight * (0.5 if "?" in label else 1.0),
+    )
+
+
+def _text(raw: dict[str, Any], key: str) -> str:
+    value = raw.get(key) or ""
+    if not isinstance(value, str):
+        raise ValueError(f"{key} must be a string")
+    return value
+
+
+def _flag(raw: dict[str, Any], key: str) -> bool | None:
+    value = raw.get(key)
+    if value not in (None, 0, 1):
+        raise ValueError(f"{key} must be 0, 1 or null")
     return None if value is None else bool(value)
 
 

