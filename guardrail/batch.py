@@ -34,7 +34,7 @@ async def score_lines(settings: Settings, source: str, batch: int) -> int:
     if batch < 1:
         raise ConfigError("--batch must be at least 1")
     total = None if source == "-" else _count(Path(source))
-    scorer = await asyncio.to_thread(open_scorer, settings, load_plugins())
+    scorer = await open_scorer(settings, load_plugins())
     if scorer is None:
         raise ConfigError("the safeguard is off: there is nothing to score with")
     failed = False

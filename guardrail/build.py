@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from guardrail.guard import Guard
 from guardrail.plugins import Registry
 from guardrail.policy import Policy, read_policy
 from guardrail.record import Recorder
+from guardrail.scorers.shared import SharedScorer
 from guardrail.scoring import Scorer
 from guardrail.stations import Limits
 from guardrail.telemetry import Telemetry
@@ -38,8 +40,13 @@ def load_resources() -> resources.Resources:
     return resources.load(_POLICIES / "resources.yaml")
 
 
-def open_scorer(settings: Settings, registry: Registry) -> Scorer | None:
-    return registry.scorers["safeguard"](settings) if settings.safeguard == "on" else None
+async def open_scorer(settings: Settings, registry: Registry) -> Scorer | None:
+    """A process's at `scorer_socket`, or one of our own; None where the safeguard is off."""
+    if settings.safeguard == "off":
+        return None
+    if settings.scorer_socket:
+        return await SharedScorer.open(Path(settings.scorer_socket))
+    return await asyncio.to_thread(registry.scorers["safeguard"], settings)
 
 
 def weights_hash(settings: Settings, registry: Registry) -> str:

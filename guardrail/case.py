@@ -15,7 +15,7 @@ from guardrail.compiled import Compiled
 from guardrail.conversation import JSON, PartKind, Request, Usage
 from guardrail.decision import Finding, Judgement
 from guardrail.policy import Mode
-from guardrail.record import ChoiceRecord, Record, Recorder
+from guardrail.record import ChoiceRecord, Record, Recorder, code_hash
 from guardrail.rewriting import Rewritten
 from guardrail.scoring import Verdict
 from guardrail.telemetry import Telemetry
@@ -141,6 +141,7 @@ class Case:
                 policy=self._compiled.policy.label,
                 policy_hash=self._compiled.policy.hash,
                 weights=self._compiled.weights,
+                code=code_hash(),
                 mode=self.mode if choices else "none",
                 rule=worst.rule if worst else None,
                 value=worst.value if worst else None,

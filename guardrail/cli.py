@@ -7,6 +7,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import guardrail
@@ -60,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--data", type=Path, help="folder that the manifest's paths are relative to (default: its own)")
     train.add_argument("--out", type=Path, required=True, help="folder for the weights; a run that was cut off goes on")
+    train.add_argument("--start", help="base, shipped, or a folder of weights, in place of the manifest's")
     train.add_argument("--without", default="", metavar="FAMILY", help="leave out a family of sources, to test on it")
     train.add_argument("--threads", type=int, default=0, help="CPU threads (default: all)")
     train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of the plan")
@@ -116,18 +118,18 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    import torch
-
     from guardrail.safeguard.calibrate import calibrate
+    from guardrail.safeguard.look import set_threads
     from guardrail.safeguard.manifest import find_manifest, read_changes, read_manifest
     from guardrail.safeguard.train import train
 
     if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+        set_threads(arguments.threads)
     manifest = read_manifest(find_manifest(arguments.manifest), arguments.data, read_changes(arguments.set))
+    manifest = replace(manifest, start=arguments.start or manifest.start)
     if arguments.without and arguments.without not in manifest.families():
         raise ConfigError(f"no family {arguments.without!r}; the manifest has {', '.join(manifest.families())}")
-    train(manifest, arguments.out, arguments.without)
+    train(manifest, arguments.out, arguments.without, arguments.threads)
     for name, value in calibrate(arguments.out, manifest).items():
         print(f"{name:28} {value:.4f}")
     print(f"weights in {arguments.out}; use them with the setting `weights: {arguments.out}`")
@@ -152,10 +154,11 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 def _version(arguments: argparse.Namespace) -> int:
     from guardrail.build import load_policy, weights_hash
     from guardrail.plugins import load_plugins
+    from guardrail.record import code_hash
 
     settings = _settings(arguments)
     policy = load_policy(settings.policy)
-    print(f"guardrail {guardrail.__version__}")
+    print(f"guardrail {guardrail.__version__} {code_hash()}")
     print(f"weights   {weights_hash(settings, load_plugins())}")
     print(f"policy    {policy.id} {policy.version} {policy.hash}")
     return 0

@@ -79,9 +79,14 @@ def find(policy: Policy, routes: Routes, kind: PartKind, key: str, score: Score)
     if score.verdict is Verdict.UNREADABLE and policy.unreadable is not Unreadable.PASS:
         return Finding(kind, key, Mode.REFUSE, None, None, verdict=score.verdict, note=score.note)
     # What the operator lets through unread still meets the bands with what could be made of it.
-    rule = policy.rule(routes.nearest(score.embedding, policy.minimum_similarity))
-    mode = mode_for(rule, kind, score.value)
-    return Finding(kind, key, mode, rule.id, score.value, score.spans, score.verdict, score.note)
+    rule, value = policy.rule(routes.nearest(score.embedding, policy.minimum_similarity)), score.value
+    mode = mode_for(rule, kind, value)
+    for other in policy.rules:
+        # Text that is itself the harm needs no nearness to its rule: the scorer knows its kind.
+        told = max((score.contents.get(name, 0.0) for name in other.contents), default=0.0)
+        if mode_for(other, kind, told).strictness > mode.strictness:
+            rule, value, mode = other, told, mode_for(other, kind, told)
+    return Finding(kind, key, mode, rule.id, value, score.spans, score.verdict, score.note)
 
 
 def waived(policy: Policy) -> frozenset[Verdict]:

@@ -101,7 +101,7 @@ async def run_demo(settings: Settings, *, as_json: bool) -> int:
     async with AsyncExitStack() as stack:
         with Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task("loading the safeguard", total=None)
-            scorer = await asyncio.to_thread(open_scorer, settings, registry)
+            scorer = await open_scorer(settings, registry)
             if scorer is not None:
                 stack.callback(scorer.close)
             for name, prompts in (("embedded", ASKED), ("replay", REPLAYED)):

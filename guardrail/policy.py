@@ -138,6 +138,8 @@ class Rule:
     keep_text: bool = True
     finish: str = "content_filter"
     crisis: tuple[str, ...] = ()
+    contents: tuple[str, ...] = ()
+    """Kinds of content that a scorer tells apart (`hate`, `sexual` ...): text that is one of them meets the bands."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", self.id):
@@ -152,6 +154,8 @@ class Rule:
             raise PolicyError("a rule with 'crisis' help must have 'finish: stop': clients hide filtered text")
         if not self.judged and not self.judged_note:
             raise PolicyError("a rule that is not judged must say why in 'judged_note'")
+        if self.contents and self.kind is not Kind.CONTENT:
+            raise PolicyError("only a rule of kind content has 'contents'")
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +235,7 @@ _POLICY_FIELDS = {
 }
 _RULE_FIELDS = {
     *("id", "title", "kind", "tier", "judged", "judged_note", "bands", "reasoning", "keep_text", "finish"),
-    *("crisis", "note", "redirection"),
+    *("crisis", "note", "redirection", "contents"),
 }
 _E = TypeVar("_E", bound=StrEnum)
 
@@ -325,6 +329,7 @@ def _read_rule(rule: Mapping[str, Any], sections: Mapping[str, str]) -> Rule:
             keep_text=_flag(rule, "keep_text"),
             finish=str(rule.get("finish", "content_filter")),
             crisis=_names(rule.get("crisis") or (), "crisis"),
+            contents=_names(rule.get("contents") or (), "contents"),
         )
     except PolicyError as error:
         raise PolicyError(f"rule {name!r}: {error.message}") from None

@@ -6,10 +6,13 @@ on, the failure is counted and said.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 from typing import Protocol
 
 from guardrail.conversation import JSON, Usage
@@ -22,6 +25,16 @@ _NAME = re.compile(r"[A-Za-z0-9._:/@+-]{0,64}")
 def plain_name(name: str) -> str:
     """A name as it may be kept. A model's name is the caller's text, so what does not look like one is `other`."""
     return name if _NAME.fullmatch(name) else "other"
+
+
+@cache
+def code_hash() -> str:
+    """SHA-256 over the package's own source files, by name: which code decided."""
+    folder = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +83,7 @@ class Record:
     policy: str
     policy_hash: str
     weights: str
+    code: str
     mode: str
     rule: str | None
     value: float | None
@@ -99,6 +113,7 @@ class Record:
             "policy": self.policy,
             "policy_hash": self.policy_hash,
             "weights": self.weights,
+            "code": self.code,
             "mode": self.mode,
             "rule": self.rule,
             "value": self.value,

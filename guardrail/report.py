@@ -111,10 +111,11 @@ class _Work:
         tables += [dev.measure_answers(answers), dev.measure_prompts(rows, readers)]
         _tell("dev set", f"{len(answers.cases):,} answers, and prompts")
 
-        mixed = spans.find_mixed(options.data)
-        if mixed is not None:
-            tables.append(spans.measure_spans(spans.read_mixed(mixed), readers))
-        _tell("spans", "200 answers" if mixed is not None else f"left out: no {spans.FILE}")
+        path = spans.find_mixed(options.data)
+        mixed = spans.read_mixed(path) if path is not None else []
+        if mixed:
+            tables.append(spans.measure_spans(mixed, readers))
+        _tell("spans", f"{len(mixed)} answers" if mixed else f"left out: no {spans.FILE}")
 
         tables += self._robustness()
         achieved = answers.part(lambda case: case.source == "pyrit_objective_achieved" and case.label is not None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -48,12 +48,14 @@ class Span:
 class Passage:
     """What a scorer looks at: an answer in the light of the prompt it answers.
 
-    `text[:start]` is context that was scored before, `text[start:]` the window to be scored now.
+    `text[:start]` is context that was scored before, `text[start:]` the window to be scored now. `flow` is whose it is
+    (a tenant), for scorers that share their time evenly; the passages of one call are one flow's.
     """
 
     prompt: str
     text: str
     start: int = 0
+    flow: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,8 @@ class Score:
     `embedding` is unit-length and stands in the same space as `Scorer.embed`, or None where there is none.
     `spans` are the sentences that score on their own, in reading order, as ranges of `Passage.text`. Of an unreadable
     passage the value is what could be made of it, and `note` a word for what is wrong; it is kept, so it quotes nobody.
+    `refusal` is the probability that the answer is a refusal or redirection, None where the scorer does not tell.
+    `contents` are the probabilities that the text itself is of a kind (`hate`, `sexual` ...), of the kinds it judges.
     """
 
     value: float
@@ -70,9 +74,12 @@ class Score:
     verdict: Verdict = Verdict.SCORED
     embedding: Vector | None = field(default=None, compare=False, repr=False)
     note: str = ""
+    refusal: float | None = None
+    contents: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.value <= 1:  # nor is NaN, which would pass under every band
+        values = (self.value, self.refusal or 0.0, *self.contents.values())
+        if not all(0 <= value <= 1 for value in values):  # nor is NaN, which would pass under every band
             raise ValueError("a score must lie in 0..1")
         if not _NOTE.fullmatch(self.note):
             raise ValueError("a score's note is one word of lower-case letters")

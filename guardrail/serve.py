@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable
 from socket import socket
@@ -32,7 +31,7 @@ def make_app(settings: Settings, on_failure: Callable[[], None] = lambda: None) 
     telemetry.watch(recorder_failures=lambda: recorder.failures)
 
     async def build() -> Guard:
-        scorer = await asyncio.to_thread(open_scorer, settings, registry)
+        scorer = await open_scorer(settings, registry)
         try:
             guard = await build_guard(settings, registry, scorer, upstream, recorder, telemetry)
         except BaseException:
@@ -49,6 +48,11 @@ def make_app(settings: Settings, on_failure: Callable[[], None] = lambda: None) 
 
 def serve(settings: Settings) -> int:
     configure_logging(settings.log_level, settings.log_format)
+    return run_server(settings)
+
+
+def run_server(settings: Settings, listening: socket | None = None) -> int:
+    """Until a signal ends it; on the socket `listening` that others may share, or on one of its own."""
     failed = False
 
     def stop() -> None:
@@ -68,8 +72,8 @@ def serve(settings: Settings) -> int:
             timeout_graceful_shutdown=10,
         )
     )
-    server.upstream = _named(settings)
-    server.run()
+    server.upstream = upstream_name(settings)
+    server.run([listening] if listening is not None else None)
     return int(failed or not server.started)
 
 
@@ -80,12 +84,12 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket] | None = None) -> None:
         await super().startup(sockets)
-        for server in self.servers if self.started else ():
+        for server in self.servers if self.started and sockets is None else ():
             for bound in server.sockets:
                 host, port = bound.getsockname()[:2]
                 _log.info("listening", extra={"address": f"http://{host}:{port}", "upstream": self.upstream})
 
 
-def _named(settings: Settings) -> str:
-    # A URL may carry a password.
+def upstream_name(settings: Settings) -> str:
+    """For the log: a URL may carry a password."""
     return settings.upstream.rpartition("@")[2]

@@ -63,6 +63,7 @@ def test_a_mistake_is_told_in_one_line(arguments: tuple[str, ...], environ: dict
 def test_version_tells_the_hashes() -> None:
     lines = dict(line.split(maxsplit=1) for line in guardrail("version").stdout.splitlines())
     assert set(lines) == {"guardrail", "weights", "policy"}
+    assert len(lines["guardrail"].split()[-1]) == 64
     assert len(lines["weights"]) == 64
     assert len(lines["policy"].split()[-1]) == 64
 

@@ -9,6 +9,7 @@ import pytest
 
 from guardrail.conversation import PartKind
 from guardrail.decision import Finding, Judgement, Routes, find, judge, mode_for, waived
+from guardrail.errors import PolicyError
 from guardrail.policy import Bands, Kind, Mode, OnError, Policy, Redirection, Rule, Tier, Unreadable
 from guardrail.scoring import Score, Span, Vector, Verdict
 
@@ -160,3 +161,32 @@ JUDGED: list[tuple[list[Finding], Mode, str | None, float | None, bool]] = [
 def test_judge(findings: list[Finding], mode: Mode, name: str | None, value: float | None, drop: bool) -> None:
     assert judge(3, findings) == Judgement(3, mode, name, value, tuple(findings), drop)
     assert judge(3, findings[::-1]).mode is mode
+
+
+# Content rules: the text itself is the harm, wherever its embedding lies.
+
+
+@pytest.mark.parametrize(
+    ("contents", "value", "mode", "name", "kept"),
+    [
+        ({}, 0.1, DIRECT, "soft", 0.1),
+        ({"hate": 0.4}, 0.1, DIRECT, "soft", 0.1),
+        ({"hate": 0.7}, 0.1, SAFE, "slurs", 0.7),
+        ({"hate": 0.1, "harassment": 0.95}, 0.1, REFUSE, "slurs", 0.95),
+        ({"sexual": 0.99}, 0.1, DIRECT, "soft", 0.1),  # no rule asks for it
+        ({"hate": 0.7}, 0.65, SAFE, "soft", 0.65),  # not stricter: the nearest rule keeps it
+    ],
+)
+def test_text_that_is_itself_the_harm_meets_its_rules_bands(
+    contents: dict[str, float], value: float, mode: Mode, name: str, kept: float
+) -> None:
+    slurs = replace(rule("slurs", Bands(0.5, 0.9)), kind=Kind.CONTENT, contents=("hate", "harassment"))
+    given = replace(policy(), rules=(*policy().rules, slurs))
+    score = Score(value, embedding=vector(0, 1, 0), contents=contents)
+    found = find(given, ROUTES, TEXT, "", score)
+    assert (found.mode, found.rule, found.value) == (mode, name, kept)
+
+
+def test_only_a_content_rule_names_contents() -> None:
+    with pytest.raises(PolicyError, match="kind content"):
+        replace(BOTH, contents=("hate",))

@@ -38,6 +38,7 @@ def record(**changes: Any) -> Record:
         "policy": "default@abc",
         "policy_hash": "abc",
         "weights": "w",
+        "code": "c0de",
         "mode": "direct",
         "rule": None,
         "value": 0.25,

@@ -1,4 +1,4 @@
-"""Turn the trained network's logits into probabilities, on questions it has not seen.
+"""Turn the trained network's logits into probabilities, on questions it has not seen: what `guardrail train` ends with.
 
 The curve is fitted on the rows held out by question from training. Every family of sources weighs the same in it,
 and harmful answers together weigh `prior`: among those rows jailbreaks abound, before a proxy they do not, and .50
@@ -8,6 +8,7 @@ questions and testing on the other, both ways.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,16 +16,21 @@ from pathlib import Path
 
 import numpy as np
 
+from guardrail.errors import ConfigError
 from guardrail.safeguard import measures
 from guardrail.safeguard.judge import Judge
 from guardrail.safeguard.manifest import Manifest
 from guardrail.safeguard.measures import Numbers
-from guardrail.safeguard.model import Calibration, read_settings, write_settings
+from guardrail.safeguard.model import Calibration, Settings, read_settings, write_settings
 from guardrail.safeguard.rows import Row, is_held_out
 from guardrail.safeguard.train import epoch_rows, read_texts
+from guardrail.safeguard.written import CONTENTS
 from guardrail.scoring import Passage
 
 BURIED = "buried"
+CONTENT_POSITIVES = 15
+"""A kind of content with fewer held-out examples is not judged."""
+
 _RAW = Calibration()
 
 
@@ -46,15 +52,21 @@ def held_out_rows(manifest: Manifest) -> list[Row]:
 
 
 def calibrate(folder: Path, manifest: Manifest) -> dict[str, float]:
-    """Fit all three curves, write them into `config.json`, and give the figures of the held-out rows."""
+    """Fit a curve for each head, write them into `config.json`, and give the figures of the held-out rows.
+
+    A head of which the held-out rows know only one side keeps the curve it had. Raises `ConfigError` where that is so
+    of harm itself.
+    """
     settings = read_settings(folder)
     plan = manifest.plan
     rows = held_out_rows(manifest)
-    raw = replace(settings, facilitation=_RAW, tokens=_RAW, prompt=_RAW)
+    raw = Settings(settings.shape, contents=dict.fromkeys(CONTENTS, _RAW), manifest=settings.manifest)
     judge = Judge.load(folder, settings=raw, span_value=0.0)
     answered = [row for row in rows if row.response and row.harmful is not None]
     answered += _buried(answered, plan.seed)
     labels = np.array([float(bool(row.harmful)) for row in answered])
+    if len(set(labels)) < 2:
+        raise ConfigError("calibration needs harmful and harmless answers to held-out questions: raise held_out")
     halves = np.array([float(is_held_out(row.group, 0.5 * plan.held_out)) for row in answered])
     scores = judge.score([Passage(row.prompt, row.response) for row in answered])
     hottest = [max((span.value for span in score.spans), default=0.0) for score in scores]
@@ -64,12 +76,15 @@ def calibrate(folder: Path, manifest: Manifest) -> dict[str, float]:
     bare = {row.prompt: row for row in rows if row.prompt and row.prompt_harmful is not None}
     asked = _logits([score.value for score in judge.score([Passage(prompt, "") for prompt in bare])])
     ask_labels = np.array([float(bool(row.prompt_harmful)) for row in bare.values()])
-    ask_weights = measures.prior_weights(ask_labels, plan.prior)
+    refusals = [(row.refusal, score.refusal) for row, score in zip(answered, scores, strict=True)]
+    refused = np.array([float(known) for known, _ in refusals if known is not None])
+    refusal_logits = _logits([value or 0.0 for known, value in refusals if known is not None])
     fitted = replace(
         settings,
         facilitation=_fit(held.logits, labels, weights),
         tokens=_fit(held.logits[:, 1:], labels, weights),
-        prompt=_fit(asked[:, None], ask_labels, ask_weights),
+        prompt=_fit_known(asked, ask_labels, plan.prior) or settings.prompt,
+        refusal=_fit_known(refusal_logits, refused, float(refused.mean()) if len(refused) else 0) or settings.refusal,
     )
     values = _apply(fitted.facilitation, held.logits)
     buried = np.array([row.source == BURIED for row in answered])
@@ -81,13 +96,23 @@ def calibrate(folder: Path, manifest: Manifest) -> dict[str, float]:
         "auroc_whole": measures.auroc(held.logits[~buried, 0], labels[~buried]),
         "auroc_hottest_sentence": measures.auroc(held.logits[~buried, 1], labels[~buried]),
         "auroc_prompt": measures.auroc(asked, ask_labels),
+        "auroc_refusal": measures.auroc(refusal_logits, refused),
         "calibration_error": _crossed_error(held),
     }
+    contents: dict[str, Calibration] = {}
+    known = [at for at, row in enumerate(answered) if row.contents is not None or row.prompt_harmful is False]
+    for name in CONTENTS:
+        found = _logits([scores[at].contents[name] for at in known])
+        marked = np.array([float(name in (answered[at].contents or ())) for at in known])
+        if marked.sum() >= CONTENT_POSITIVES:
+            contents[name] = _fit_known(found, marked, plan.prior / 2) or _RAW
+            figures[f"auroc_{name}"] = measures.auroc(found, marked)
+    fitted = replace(fitted, contents=contents)
     for edge in (0.5, 0.9):
         figures[f"flagged_harmless_at_{edge}"] = float((values[(labels == 0) & ~buried] >= edge).mean())
         figures[f"flagged_harmful_at_{edge}"] = float((values[(labels == 1) & ~buried] >= edge).mean())
-        figures[f"flagged_buried_at_{edge}"] = float((values[buried] >= edge).mean()) if buried.any() else 0.0
-    rounded = {name: round(value, 4) for name, value in figures.items()}
+        figures[f"flagged_buried_at_{edge}"] = float((values[buried] >= edge).mean()) if buried.any() else math.nan
+    rounded = {name: round(value, 4) for name, value in figures.items() if math.isfinite(value)}
     write_settings(replace(fitted, manifest={**settings.manifest, "held_out": rounded}), folder)
     return rounded
 
@@ -119,6 +144,13 @@ def family_weights(families: Sequence[str], labels: Numbers, prior: float) -> Nu
     return np.asarray(weights * len(labels) / weights.sum())
 
 
+def _fit_known(logits: Numbers, labels: Numbers, prior: float) -> Calibration | None:
+    """A curve over one logit; None where only one label is known."""
+    if len(set(labels)) < 2:
+        return None
+    return _fit(logits[:, None], labels, measures.prior_weights(labels, prior))
+
+
 def _fit(logits: Numbers, labels: Numbers, weights: Numbers) -> Calibration:
     scales, bias = measures.fit_logistic(logits, labels, weights)
     first, second = (*scales, 0.0)[:2]
@@ -135,6 +167,8 @@ def _crossed_error(held: HeldOut) -> float:
     values = np.zeros_like(held.labels)
     for half in (0.0, 1.0):
         here = held.halves == half
+        if len(set(held.labels[~here])) < 2:
+            return math.nan
         values[here] = _apply(_fit(held.logits[~here], held.labels[~here], held.weights[~here]), held.logits[here])
     return measures.calibration_error(values, held.labels, held.weights)
 

@@ -32,6 +32,7 @@ from guardrail.safeguard.samples import (
     read_raw,
     recall,
     severity,
+    shown_edge,
     unreadable,
     value,
 )
@@ -91,8 +92,8 @@ def measure_held_out(sample: Sample, manifest: Manifest, left_out: Sample | None
             lines += [line(source, "AUROC", part, auroc), line(source, "F1 at .50", part, f1)]
             lines.append(line(source, "recall at 5 % false alarms", part, recall(0.05)))
         else:
-            lines += [line(source, f"harmless: flagged at {edge:.2f}", part, flagged(edge)) for edge in EDGES]
-    lines += _graded_lines(sample.part(lambda case: case.level is not None))
+            lines += [line(source, f"harmless: flagged at {shown_edge(edge)}", part, flagged(edge)) for edge in EDGES]
+    lines += _graded_lines(sample)
     note = (
         "Answers to questions kept from training; intervals draw whole questions. Calibration errors are of a curve "
         "fitted on the other half of the questions, weighted as in calibration: every family alike, "
@@ -126,8 +127,8 @@ def _whole_lines(of: str, sample: Sample, manifest: Manifest) -> list[Line]:
         line(of, "F1 at .50", sample, f1),
         line(of, "recall at 1 % false alarms", sample, recall(0.01)),
         line(of, "recall at 5 % false alarms", sample, recall(0.05)),
-        *(line(of, f"harmful: flagged at {edge:.2f}", harmful, flagged(edge)) for edge in EDGES),
-        *(line(of, f"harmless: flagged at {edge:.2f}", harmless, flagged(edge)) for edge in EDGES),
+        *(line(of, f"harmful: flagged at {shown_edge(edge)}", harmful, flagged(edge)) for edge in EDGES),
+        *(line(of, f"harmless: flagged at {shown_edge(edge)}", harmless, flagged(edge)) for edge in EDGES),
         line(of, "harmless: called unreadable", harmless, mean, unreadable),
     ]
     curves = {name: crossed(sample, name, manifest) for name in sample.looks}
@@ -143,18 +144,19 @@ def _whole_lines(of: str, sample: Sample, manifest: Manifest) -> list[Line]:
 
 
 def _graded_lines(sample: Sample) -> list[Line]:
-    """The heads for which only the project's own answers have labels: level and kinds of content."""
-    if not sample.cases:
-        return []
-    levels = [(case.level or 0) / LEVELS[-1] for case in sample.cases]
-    lines = [
-        line("written, levels 0 to 3", "Spearman, by value", sample, measures.spearmans, value, levels),
-        line("written, levels 0 to 3", "Spearman, by `severity`", sample, measures.spearmans, severity, levels),
-    ]
+    """The heads for which only some answers have labels: level of facilitation, and kinds of content."""
+    lines = []
+    for source, part in sample.part(lambda case: case.level is not None).split(lambda case: case.source).items():
+        levels = [(case.level or 0) / LEVELS[-1] for case in part.cases]
+        for name, said in (("value", value), ("`severity`", severity)):
+            measure = f"Spearman with levels 0 to 3, by {name}"
+            lines.append(line(source, measure, part, measures.spearmans, said, levels))
+    known = sample.part(lambda case: case.raw["contents"] is not None)
     for name in CONTENTS:
-        marked = [float(name in (case.raw["contents"] or ())) for case in sample.cases]
+        marked = [float(name in case.raw["contents"]) for case in known.cases]
         if any(marked):
-            lines.append(line(f"written, {name} content", f"AUROC, by `{name}`", sample, auroc, content(name), marked))
+            measure = f"AUROC, {name} ({sum(marked):.0f}), by `{name}`"
+            lines.append(line("answers marked by content", measure, known, auroc, content(name), marked))
     return lines
 
 
@@ -195,7 +197,7 @@ def measure_unseen(sample: Sample, held_out: Mapping[str, float]) -> Table:
                 line(source, "best F1 (threshold chosen here: optimistic)", part, best_f1),
                 line(source, "F1 of calling all unsafe", part, always_f1),
             ]
-        lines += [line(source, f"harmless: flagged at {edge:.2f}", harmless, flagged(edge)) for edge in EDGES]
+        lines += [line(source, f"harmless: flagged at {shown_edge(edge)}", harmless, flagged(edge)) for edge in EDGES]
         lines.append(line(source, "harmless: called unreadable", harmless, mean, unreadable))
     note = "Sources whose licences are not permissive, which no training reads by default."
     if held_out:

@@ -25,6 +25,7 @@ from guardrail.safeguard.decoding import Decoded, decode
 from guardrail.safeguard.model import Calibration, Network, Settings
 from guardrail.safeguard.readable import Reason, find_unreadable, read_vocabulary
 from guardrail.safeguard.windows import PROMPT_TOKENS, Tokens, Window, clip_prompt, cut_windows, sentences
+from guardrail.safeguard.written import CONTENTS
 from guardrail.scoring import Passage, Score, Span, Vector, Verdict
 
 SPAN_VALUE = 0.5
@@ -56,10 +57,12 @@ class Input:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What one pass says: logits, a logit for each token of the answer, a unit vector."""
+    """What one pass says: logits, one for each of `CONTENTS` and each token of the answer, a unit vector."""
 
     facilitation: float
     prompt: float
+    refusal: float
+    contents: Vector
     tokens: Vector
     embedding: Vector
 
@@ -167,13 +170,13 @@ class Judge:
             reading = self._network(ids, mask, segments)
         if not bool(torch.isfinite(reading.facilitation).all()):
             raise ValueError("the network gave no number")
-        tokens, embedding = reading.tokens.numpy(), reading.embedding.numpy()
+        tokens, contents, embedding = (part.numpy() for part in (reading.tokens, reading.contents, reading.embedding))
         outputs = []
         for row, given in enumerate(inputs):
             begin = len(given.prompt) + 2
             heat = tokens[row, begin : begin + len(given.answer)]
-            logits = float(reading.facilitation[row]), float(reading.prompt[row])
-            outputs.append(Output(*logits, heat.copy(), embedding[row].copy()))
+            logits = float(reading.facilitation[row]), float(reading.prompt[row]), float(reading.refusal[row])
+            outputs.append(Output(*logits, contents[row].copy(), heat.copy(), embedding[row].copy()))
         return outputs
 
     def combine(self, plans: Sequence[Plan], outputs: Sequence[Output]) -> list[Score]:
@@ -193,7 +196,9 @@ class Judge:
             found = {plan.decoded.find_origin(span.start, span.end): span.value for span in twin.spans}
             spans = [Span(plan.begin + low, plan.begin + high, value) for (low, high), value in found.items()]
             worse = max(score, twin, key=lambda one: one.value)
-            score = replace(worse, spans=tuple(sorted((*score.spans, *spans), key=lambda span: (span.start, span.end))))
+            contents = {name: max(value, twin.contents.get(name, 0.0)) for name, value in score.contents.items()}
+            ordered = tuple(sorted((*score.spans, *spans), key=lambda span: (span.start, span.end)))
+            score = replace(worse, spans=ordered, contents=contents)
         if plan.unreadable is not None:
             return replace(score, verdict=Verdict.UNREADABLE, note=plan.unreadable.value)
         return score
@@ -213,7 +218,14 @@ class Judge:
         value = probability(self.settings.facilitation, whole, max(parts.values(), default=whole))
         embedding = np.mean([output.embedding for output in outputs[::looks]], axis=0)
         unit = embedding / max(float(np.linalg.norm(embedding)), 1e-9)
-        return Score(value, self._spans(parts, value), embedding=unit)
+        refusal = probability(self.settings.refusal, float(np.mean([output.refusal for output in outputs[::looks]])))
+        hottest = np.max([output.contents for output in outputs], axis=0)
+        contents = {
+            name: probability(self.settings.contents[name], float(logit))
+            for name, logit in zip(CONTENTS, hottest, strict=True)
+            if name in self.settings.contents
+        }
+        return Score(value, self._spans(parts, value), embedding=unit, refusal=refusal, contents=contents)
 
     def _spans(self, parts: Mapping[tuple[int, int], float], value: float) -> tuple[Span, ...]:
         """Sentences that score on their own; if only the whole does, the one that says most."""

@@ -36,8 +36,8 @@ Pairs = Sequence[tuple[str, str]]
 class Look:
     """What a judge says of one answer. Heads it does not have are None.
 
-    `logits`: what its probability is made of. `severity` and `contents` (by name, in the order of `CONTENTS`) are the
-    highest over all windows, `refusal` is of the first one, where an answer begins to refuse.
+    `logits`: what its probability is made of. `severity` and `contents` (in the order of `CONTENTS`; calibrated where
+    there is a curve) are the highest over all windows, `refusal` is the score's own.
     """
 
     value: float
@@ -62,8 +62,8 @@ class Reader:
 
     def __init__(self, name: str, folder: Path) -> None:
         try:
-            network, absent = model.load_older(folder)
-            settings, tokenizer = model.read_settings(folder), read_tokenizer(folder)
+            network, settings, absent = model.load_older(folder)
+            tokenizer = read_tokenizer(folder)
             self.hash = model.weights_hash(folder)
         except Exception as error:  # safetensors and tokenizers raise bare ones
             raise ConfigError(f"{name}: the weights in {folder} cannot be read: {type(error).__name__}") from error
@@ -109,29 +109,30 @@ class Reader:
         return looks
 
     def _pass(self, inputs: Sequence[Input]) -> list[tuple[Output, Numbers]]:
-        """What the judge keeps of one batch, and beside it the heads it leaves: refusal, severity, contents."""
+        """What the judge keeps of one batch, and beside it the heads as they are: severity, then contents."""
         outputs = self.judge.read(inputs)
         reading = self._reading
         assert reading is not None  # noqa: S101 - the hook has run
-        heads = torch.cat([reading.refusal[:, None], reading.severity[:, None], reading.contents], 1)
+        heads = torch.cat([reading.severity[:, None], reading.contents], 1)
         return list(zip(outputs, heads.double().numpy(), strict=True))
 
     def _look(self, plan: Plan, score: Score, read: Sequence[tuple[Output, Numbers]]) -> Look:
         if not read or not plan.windows:
-            return Look(score.value, (logit(score.value),), readable=score.verdict is Verdict.SCORED)
-        hottest = max((span.value for span in score.spans), default=0.0)
+            return Look(score.value, (logit(score.value),) * 2, readable=score.verdict is Verdict.SCORED)
+        whole = max(output.facilitation for output, _ in read)
+        hottest = max((_inverse(self._tokens, span.value) for span in score.spans), default=whole)
         heads = np.stack([row for _, row in read])
         highest = [_sigmoid(float(value)) for value in heads.max(0)]
-        looks = 2 if plan.inputs[0].prompt else 1
+        contents = tuple(score.contents.get(name, raw) for name, raw in zip(CONTENTS, highest[1:], strict=True))
         return Look(
             value=score.value,
-            logits=(max(output.facilitation for output, _ in read), _inverse(self._tokens, hottest)),
+            logits=(whole, hottest),
             tokens=len(plan.tokens.ids),
             spans=score.spans,
             readable=score.verdict is Verdict.SCORED,
-            refusal=_sigmoid(float(heads[:looks, 0].mean())),
-            severity=highest[1] if self._has_all else None,
-            contents=tuple(highest[2 : 2 + len(CONTENTS)]) if self._has_all else None,
+            refusal=score.refusal,
+            severity=highest[0] if self._has_all else None,
+            contents=contents if self._has_all else None,
         )
 
     def _keep(self, _: nn.Module, __: tuple[Tensor, ...], reading: Reading) -> None:

@@ -163,18 +163,20 @@ def _made(kind: type[T], raw: Any, where: str) -> T:
     """A dataclass of numbers and words from a mapping, every value of its default's type."""
     if not isinstance(raw, dict):
         raise ConfigError(f"{where}: a mapping is needed")
-    defaults = {field.name: field.default for field in fields(kind)}  # type: ignore[arg-type]
-    raw = dict(raw)
+    defaults: dict[str, Any] = {field.name: field.default for field in fields(kind)}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
     for key, value in raw.items():
         if key not in defaults:
             raise ConfigError(f"{where}: unknown key {key!r}; known: {', '.join(defaults)}")
-        if isinstance(defaults[key], float) and isinstance(value, str):
-            with contextlib.suppress(ValueError):
-                raw[key] = value = float(value)  # YAML 1.1 takes 1e-4 for a word
-        right = (int, float) if isinstance(defaults[key], float) else type(defaults[key])
-        if isinstance(value, bool) or not isinstance(value, right) or (not isinstance(value, str) and value < 0):
-            raise ConfigError(f"{where}: {key} must be of the kind of {defaults[key]!r}")
-    made = kind(**raw)
+        default = defaults[key]
+        if isinstance(default, float):
+            with contextlib.suppress(TypeError, ValueError):
+                value = float(value)  # YAML 1.1 takes 1e-4 for a word
+        negative = isinstance(value, int | float) and value < 0
+        if isinstance(value, bool) or not isinstance(value, type(default)) or negative:
+            raise ConfigError(f"{where}: {key} must be of the kind of {default!r}")
+        values[key] = value
+    made = kind(**values)
     if isinstance(made, Source) and made.use not in KINDS:
         raise ConfigError(f"{where}: use must be one of {', '.join(KINDS)}")
     return made

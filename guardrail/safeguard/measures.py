@@ -140,7 +140,8 @@ def recall_at(swept: Sweep, rate: float) -> Numbers:
 
 def best_f1(swept: Sweep) -> Numbers:
     """F1 at the threshold that is best for it on these very rows: optimistic."""
-    return _ratio(2 * swept.positives, swept.positives + swept.negatives + swept.positives[:, -1:]).max(1)
+    scores = _ratio(2 * swept.positives, swept.positives + swept.negatives + swept.positives[:, -1:])
+    return np.asarray(scores.max(1))
 
 
 def f1(flagged: Numbers, labels: Numbers, weights: Numbers) -> Numbers:
@@ -193,4 +194,5 @@ def _weighted_ranks(values: Numbers, weights: Numbers) -> Numbers:
 
 def _ratio(above: Numbers, below: Numbers) -> Numbers:
     """The quotient; no number where there is nothing to divide by."""
-    return np.divide(above, below, out=np.full(np.broadcast(above, below).shape, np.nan), where=below > 0)
+    shape = np.broadcast(above, below).shape
+    return np.asarray(np.divide(above, below, out=np.full(shape, np.nan), where=below > 0))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,12 +48,17 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What stands in `config.json` beside the weights."""
+    """What stands in `config.json` beside the weights.
+
+    `contents` has a curve for each of `CONTENTS` that is judged; a kind without one is not.
+    """
 
     shape: Shape
     facilitation: Calibration = Calibration()
     tokens: Calibration = Calibration()
     prompt: Calibration = Calibration()
+    refusal: Calibration = Calibration()
+    contents: Mapping[str, Calibration] = field(default_factory=dict)
     manifest: dict[str, Any] = field(default_factory=dict)
 
 
@@ -139,33 +145,39 @@ def write_settings(settings: Settings, folder: Path) -> None:
 
 
 def read_settings(folder: Path = WEIGHTS) -> Settings:
-    raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    heads = {name: Calibration(**raw[name]) for name in ("facilitation", "tokens", "prompt")}
-    return Settings(shape=Shape(**raw["shape"]), manifest=raw["manifest"], **heads)
+    return _settings(json.loads((folder / "config.json").read_text(encoding="utf-8")))
 
 
 def load(folder: Path = WEIGHTS, *, int8: bool = True) -> Network:
     """The network ready to score, on the CPU. Without `int8`, weights are widened and arithmetic is float32."""
-    return _load(load_file(folder / "model.safetensors"), folder, int8)
+    return _load(load_file(folder / "model.safetensors"), read_settings(folder).shape, int8)
 
 
-def load_older(folder: Path) -> tuple[Network, tuple[str, ...]]:
-    """As `load`, also of weights from before a head was added, to compare with: such heads say 0, and are named."""
+def load_older(folder: Path) -> tuple[Network, Settings, tuple[str, ...]]:
+    """Weights from before a head was added too, to compare with: such heads say 0, and are named."""
+    raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    settings = _settings({"refusal": {}, "contents": {}} | raw)
     stored = load_file(folder / "model.safetensors")
     with torch.device("meta"):
-        heads = dict(Network(read_settings(folder).shape).named_children())
+        heads = dict(Network(settings.shape).named_children())
     heads.pop("encoder")
     absent = tuple(name for name in heads if f"{name}.weight" not in stored)
     for name in absent:
         parts = heads[name].state_dict()
         stored |= {f"{name}.{part}": torch.zeros_like(value, device="cpu") for part, value in parts.items()}
-    return _load(stored, folder, True), absent
+    return _load(stored, settings.shape, True), settings, absent
 
 
-def _load(stored: dict[str, Tensor], folder: Path, int8: bool) -> Network:
+def _settings(raw: Mapping[str, Any]) -> Settings:
+    heads = {name: Calibration(**raw[name]) for name in ("facilitation", "tokens", "prompt", "refusal")}
+    contents = {name: Calibration(**curve) for name, curve in raw["contents"].items()}
+    return Settings(shape=Shape(**raw["shape"]), contents=contents, manifest=raw["manifest"], **heads)
+
+
+def _load(stored: dict[str, Tensor], shape: Shape, int8: bool) -> Network:
     scales = {name.removesuffix(".scale"): stored.pop(name) for name in list(stored) if name.endswith(".scale")}
     with torch.device("meta"):
-        network = Network(read_settings(folder).shape)
+        network = Network(shape)
     if int8:
         for name, scale in scales.items():
             _replace(network, name.removesuffix(".weight"), stored.pop(name), scale, stored)

@@ -23,7 +23,7 @@ CHARACTERS = 800
 
 SHIFT, SPREAD, FLIPPED, UNREADABLE, ESCAPED = (
     "mean shift",
-    "95th percentile of |shift|",
+    "95th percentile of its size",
     "flipped at .50",
     "called unreadable",
     "escaped",
@@ -128,8 +128,8 @@ def measure_prompts(cases: Sequence[Case], reader: Reader) -> Table:
     lines = [line for kind, made in everything.items() for line in _prompt_lines(kind, made)]
     note = (
         "The score is the worse of a look with the prompt and one without, so by construction no prompt brings an "
-        "answer under its score without one; what differs there by a thousandth is rounding. Against its own prompt an "
-        "answer can lose what that prompt had added."
+        "answer under its score without one; what differs there by thousandths is rounding (int8, other batches). "
+        "Against its own prompt an answer can lose what that prompt had added."
     )
     return Table("hostile_prompts", "Robustness: prompts to the judge", _COLUMNS, lines, note, ("prompt", "answers"))
 

@@ -128,6 +128,10 @@ def recall(rate: float) -> Work:
     return lambda values, labels, weights: measures.recall_at(measures.sweep(values, labels, weights), rate)
 
 
+def shown_edge(edge: float) -> str:
+    return f"{edge:.2f}".removeprefix("0")
+
+
 def flagged(edge: float) -> Work:
     return lambda values, _, weights: measures.average((values >= edge).astype(float), weights)
 

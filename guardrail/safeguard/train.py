@@ -79,14 +79,16 @@ def is_kept(row: Row, manifest: Manifest, without: str) -> bool:
     return not is_held_out(row.group, manifest.plan.held_out)
 
 
-def train(manifest: Manifest, out: Path, without: str = "") -> dict[str, Any]:
+def train(manifest: Manifest, out: Path, without: str = "", threads: int = 0) -> dict[str, Any]:
     """Weights into `out`, uncalibrated; gives the manifest that stands in their config.
 
-    `without`: a family of sources left out altogether. Raises `ConfigError` where there is nothing to learn from, or
+    `without`: a family of sources left out altogether; `threads` of the CPU, 0 for all. Raises `ConfigError` where there is nothing to learn from, or
     `out` holds the checkpoint of another run.
     """
     plan = manifest.plan
     torch.manual_seed(plan.seed)
+    if threads:
+        torch.set_num_threads(threads)
     _keep_memory()
     started = time.monotonic()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -194,9 +196,9 @@ def fit(network: Network, epochs: Epochs, plan: Plan, checkpoint: Path, run: str
                 )
             if time.monotonic() - saved > CHECKPOINT_SECONDS:
                 saved = time.monotonic()
-                state = {"run": run, "epoch": epoch, "step": at + 1, "chance": torch.get_rng_state()}
-                parts = {"network": network, "optimizer": optimizer, "schedule": schedule}
-                torch.save(state | {name: part.state_dict() for name, part in parts.items()}, f"{checkpoint}.new")
+                state: dict[str, Any] = {"run": run, "epoch": epoch, "step": at + 1, "chance": torch.get_rng_state()}
+                state |= {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
+                torch.save(state | {"schedule": schedule.state_dict()}, f"{checkpoint}.new")
                 os.replace(f"{checkpoint}.new", checkpoint)
 
 
@@ -337,4 +339,3 @@ def shown_as(example: Example) -> tuple[list[int], int]:
 def _tensors(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     ids, mask, segments = tensors([shown_as(e) for e in batch])
     return ids.to(device), mask.to(device), segments.to(device)
-

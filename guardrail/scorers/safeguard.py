@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 BATCH_TOKENS = 1024
 EMBEDDED_TOKENS = 256
-QUEUE_WINDOWS = 8192
+QUEUE_WINDOWS = 16384  # of which one flow may have half
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
@@ -70,7 +70,8 @@ class SafeguardScorer:
 
     async def score(self, passages: Sequence[Passage]) -> list[Score]:
         plans = await self._off_loop(self._judge.plan, passages)
-        outputs = await self._queue.submit([given for plan in plans for given in plan.inputs])
+        inputs = [given for plan in plans for given in plan.inputs]
+        outputs = await self._queue.submit(inputs, passages[0].flow if passages else "")
         return await self._off_loop(lambda made: self._judge.combine(plans, made), outputs)
 
     async def embed(self, texts: Sequence[str]) -> Vector:

@@ -103,11 +103,12 @@ def test_what_is_encoded_scores_as_what_it_says(judge: Counting, encoded: str) -
     assert score.value >= plain.value - 0.1
     assert any(span.start >= len(HARMLESS) for span in score.spans)
     assert all(span.start < span.end <= len(HARMLESS + encoded) for span in score.spans)
-    # in a later window of a stream
+    # In a later window of a stream the same words with the same context score the same.
     long = HARMLESS * 60
-    score = one(judge, long + encoded, len(long) - 120)
-    assert score.value > harmless.value + 0.3
-    assert any(len(long) <= span.start < span.end <= len(long + encoded) for span in score.spans)
+    plain, score = (one(judge, long + text, len(long) - 120) for text in (COMPLIES, encoded))
+    assert plain.value > harmless.value + 0.1
+    assert score.value >= plain.value - 0.05
+    assert all(0 <= span.start < span.end <= len(long + encoded) for span in score.spans)
 
 
 def test_plain_text_is_read_once(judge: Counting) -> None:
@@ -120,9 +121,9 @@ def test_what_cannot_be_read_says_so_and_why(judge: Counting) -> None:
     blob = base64.b64encode(bytes(range(256)) * 2).decode()
     rows = [
         (FRENCH, "language"),
-        ("Все люди рождаются свободными и равными. " * 3, "script"),
+        ("Все люди рождаются свободными и равными. " * 3, "script"),  # noqa: RUF001
         (HARMLESS + blob, "encoded"),
-    ]  # noqa: RUF001
+    ]
     for text, note in rows:
         score = one(judge, text)
         assert (score.verdict, score.note) == (Verdict.UNREADABLE, note)
@@ -139,4 +140,4 @@ def test_a_foreign_paragraph_late_in_a_stream_is_found_and_an_old_one_does_not_s
 
 def test_what_was_scored_before_its_start_is_not_scored_again(judge: Counting) -> None:
     text = COMPLIES + "\n" + HARMLESS * 20 + base64.b64encode(HARMLESS.encode()).decode()
-    assert one(judge, text).value > one(judge, text, len(text) - 150).value + 0.3
+    assert one(judge, text).value > one(judge, text, len(text) - 150).value + 0.2

@@ -79,7 +79,7 @@ def test_prior_weights_make_the_share() -> None:
     assert (weights * labels).sum() / weights.sum() == pytest.approx(0.2)
 
 
-# Figures over resamples: the first row of weights is the figure itself, the second counts some rows twice or not at all.
+# Figures over resamples: the first row of weights is the figure itself, others count rows twice or not at all.
 
 ONCE = np.ones((1, 4))
 SCORES, LABELS = np.array([0.9, 0.6, 0.4, 0.1]), np.array([1.0, 0.0, 1.0, 0.0])

@@ -45,37 +45,26 @@ CATEGORIES = (
 )
 CONTENTS = ("hate", "harassment", "sexual", "violence", "self-harm")
 
-POOLS: dict[str, tuple[str, ...]] = {
-    "group": (
-        "immigrants", "women", "men", "Muslims", "Jews", "Christians", "atheists", "Black people", "white people", "Asians",
-        "Latinos", "gay people", "trans people", "disabled people", "old people", "refugees", "Roma", "Indians", "Africans",
-        "poor people", "fat people", "foreigners", "Catholics", "lesbians", "Arabs", "Mexicans", "Chinese people",
-        "people with autism", "single mothers", "teenagers", "northerners", "people from {place}",
-    ),
-    "name": (
-        "Alex", "Maria", "John", "Priya", "Sam", "Fatima", "Chris", "Anna", "Wei", "Daniel", "Olga", "Ahmed", "Julia",
-        "Marcus", "Ms. Okafor", "Mr. Brandt", "Kelly", "Tom", "Nadia", "Luis",
-    ),
-    "place": (
-        "Springfield", "the city centre", "Riverton", "the north side", "Milltown", "Lakeview", "the old town", "Eastport",
-        "[town]", "[place]",
-    ),
-    "substance": (
-        "[chemical A]", "compound K", "[substance X]", "the precursor", "reagent B", "the powder", "[material]", "agent Q",
-        "the solvent", "product 7", "[ingredient]", "the extract",
-    ),
-    "tool": (
-        "[tool]", "the kit", "a [device]", "the rig", "tool X", "[instrument]", "the adapter", "a standard [part]",
-        "the module", "[software]", "the program",
-    ),
-    "amount": ("[N] grams", "20 units", "[amount]", "three parts", "two litres", "[N] ml", "half a cup", "5 kg", "12 drops"),
-    "time": ("[N] minutes", "an hour", "two days", "overnight", "[time]", "45 minutes", "a week", "three hours"),
-    "site": (
-        "[website]", "example.com", "a marketplace", "an online forum", "the portal", "[site]", "a chat channel", "the shop",
-    ),
-    "company": ("[company]", "Acme", "the bank", "Northwind", "the firm", "Globex", "the agency", "a large retailer"),
-    "code": ("[code omitted]", "payload()", "do_step(...)", "<command>", "run [script]", "...", "# [step omitted]"),
+_POOLS = {
+    "group": "immigrants, women, men, Muslims, Jews, Christians, atheists, Black people, white people, Asians, Latinos, "
+    "gay people, trans people, disabled people, old people, refugees, Roma, Indians, Africans, poor people, fat people, "
+    "foreigners, Catholics, lesbians, Arabs, Mexicans, Chinese people, people with autism, single mothers, teenagers, "
+    "northerners, people from {place}",
+    "name": "Alex, Maria, John, Priya, Sam, Fatima, Chris, Anna, Wei, Daniel, Olga, Ahmed, Julia, Marcus, Ms. Okafor, "
+    "Mr. Brandt, Kelly, Tom, Nadia, Luis",
+    "place": "Springfield, the city centre, Riverton, the north side, Milltown, Lakeview, the old town, Eastport, [town], "
+    "[place]",
+    "substance": "[chemical A], compound K, [substance X], the precursor, reagent B, the powder, [material], agent Q, "
+    "the solvent, product 7, [ingredient], the extract",
+    "tool": "[tool], the kit, a [device], the rig, tool X, [instrument], the adapter, a standard [part], the module, "
+    "[software], the program",
+    "amount": "[N] grams, 20 units, [amount], three parts, two litres, [N] ml, half a cup, 5 kg, 12 drops",
+    "time": "[N] minutes, an hour, two days, overnight, [time], 45 minutes, a week, three hours",
+    "site": "[website], example.com, a marketplace, an online forum, the portal, [site], a chat channel, the shop",
+    "company": "[company], Acme, the bank, Northwind, the firm, Globex, the agency, a large retailer",
+    "code": "[code omitted], payload(), do_step(...), <command>, run [script], ..., # [step omitted]",
 }
+POOLS = {name: tuple(words.split(", ")) for name, words in _POOLS.items()}
 _FIELD = re.compile(r"\{(\w+)\}")
 _MARK = re.compile("\u27e6(.*?)\u27e7", re.DOTALL)
 
@@ -107,7 +96,8 @@ def read_items(folder: Path = FOLDER) -> list[Item]:
 
 def parse(text: str, stem: str) -> Iterator[Item]:
     """The items of one file, in order."""
-    category, prompt, answers, line_number = "", "", [], 0
+    category, prompt, line_number = "", "", 0
+    answers: list[tuple[list[str], list[str]]] = []
     block: list[str] | None = None
     number = 0
 
