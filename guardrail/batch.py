@@ -5,7 +5,6 @@ A line that cannot be scored gives a line with `error`, and the exit code says s
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 from collections.abc import Iterator

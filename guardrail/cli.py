@@ -42,7 +42,13 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--upstream", help="URL, litellm:NAME, or embedded (default: embedded)")
     serve.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
     serve.add_argument("--port", type=int, help="port to listen on (default: 8080)")
+    serve.add_argument("--workers", type=int, help="processes that answer requests (default: 1)")
     serve.set_defaults(run=_serve)
+
+    scorer = commands.add_parser("scorer", help="run the safeguard alone, for proxies with the setting scorer_socket")
+    _common(scorer)
+    scorer.add_argument("--socket", dest="scorer_socket", metavar="PATH", help="Unix-domain socket to listen on")
+    scorer.set_defaults(run=_scorer)
 
     score = commands.add_parser("score", help="score prompt and response pairs, JSON lines in and out")
     _common(score)
@@ -94,15 +100,26 @@ def _common(parser: argparse.ArgumentParser) -> None:
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
-    names = ("upstream", "host", "port", "policy")
+    names = ("upstream", "host", "port", "workers", "policy", "scorer_socket")
     path = arguments.config or (Path(os.environ["GUARDRAIL_CONFIG"]) if "GUARDRAIL_CONFIG" in os.environ else None)
     return read_settings(path, os.environ, {name: getattr(arguments, name, None) for name in names})
 
 
 def _serve(arguments: argparse.Namespace) -> int:
+    settings = _settings(arguments)
+    if settings.workers > 1:
+        from guardrail.workers import serve_workers
+
+        return serve_workers(settings)
     from guardrail.serve import serve
 
-    return serve(_settings(arguments))
+    return serve(settings)
+
+
+def _scorer(arguments: argparse.Namespace) -> int:
+    from guardrail.workers import run_scorer
+
+    return run_scorer(_settings(arguments))
 
 
 def _score(arguments: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Turn the trained network's logits into probabilities, on questions it has not seen: what `guardrail train` ends with.
+"""Turn the trained network's logits into probabilities, on questions it has not seen; `guardrail train` ends with it.
 
 The curve is fitted on the rows held out by question from training. Every family of sources weighs the same in it,
 and harmful answers together weigh `prior`: among those rows jailbreaks abound, before a proxy they do not, and .50
@@ -36,7 +36,7 @@ _RAW = Calibration()
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """Of held-out answers: logits of whole and hottest sentence, shape (n, 2), labels, weights, each question's half."""
+    """Of n held-out answers: logits as in `Evidence`, shape (n, 4); labels; weights; which half its question is in."""
 
     logits: Numbers
     labels: Numbers
@@ -60,29 +60,28 @@ def calibrate(folder: Path, manifest: Manifest) -> dict[str, float]:
     settings = read_settings(folder)
     plan = manifest.plan
     rows = held_out_rows(manifest)
-    raw = Settings(settings.shape, contents=dict.fromkeys(CONTENTS, _RAW), manifest=settings.manifest)
-    judge = Judge.load(folder, settings=raw, span_value=0.0)
+    judge = Judge.load(folder, settings=Settings(settings.shape))
     answered = [row for row in rows if row.response and row.harmful is not None]
     answered += _buried(answered, plan.seed)
     labels = np.array([float(bool(row.harmful)) for row in answered])
     if len(set(labels)) < 2:
         raise ConfigError("calibration needs harmful and harmless answers to held-out questions: raise held_out")
     halves = np.array([float(is_held_out(row.group, 0.5 * plan.held_out)) for row in answered])
-    scores = judge.score([Passage(row.prompt, row.response) for row in answered])
-    hottest = [max((span.value for span in score.spans), default=0.0) for score in scores]
-    logits = np.column_stack([_logits([s.value for s in scores]), _logits(hottest)])
+    plans = judge.plan([Passage(row.prompt, row.response) for row in answered])
+    weighed = judge.weigh(plans, judge.read_all(plans))
+    logits = np.array([[e.whole, e.hottest, e.severity, e.compliance] for e in weighed])
     weights = family_weights([manifest.source(row.source).family for row in answered], labels, plan.prior)
     held = HeldOut(logits, labels, weights, halves)
     bare = {row.prompt: row for row in rows if row.prompt and row.prompt_harmful is not None}
     asked = _logits([score.value for score in judge.score([Passage(prompt, "") for prompt in bare])])
     ask_labels = np.array([float(bool(row.prompt_harmful)) for row in bare.values()])
-    refusals = [(row.refusal, score.refusal) for row, score in zip(answered, scores, strict=True)]
-    refused = np.array([float(known) for known, _ in refusals if known is not None])
-    refusal_logits = _logits([value or 0.0 for known, value in refusals if known is not None])
+    told = [at for at, row in enumerate(answered) if row.refusal is not None]
+    refused = np.array([float(bool(answered[at].refusal)) for at in told])
+    refusal_logits = np.array([weighed[at].refusal for at in told])
     fitted = replace(
         settings,
         facilitation=_fit(held.logits, labels, weights),
-        tokens=_fit(held.logits[:, 1:], labels, weights),
+        tokens=_fit(held.logits[:, 1:2], labels, weights),
         prompt=_fit_known(asked, ask_labels, plan.prior) or settings.prompt,
         refusal=_fit_known(refusal_logits, refused, float(refused.mean()) if len(refused) else 0) or settings.refusal,
     )
@@ -101,8 +100,8 @@ def calibrate(folder: Path, manifest: Manifest) -> dict[str, float]:
     }
     contents: dict[str, Calibration] = {}
     known = [at for at, row in enumerate(answered) if row.contents is not None or row.prompt_harmful is False]
-    for name in CONTENTS:
-        found = _logits([scores[at].contents[name] for at in known])
+    for kind, name in enumerate(CONTENTS):
+        found = np.array([float(weighed[at].contents[kind]) for at in known])
         marked = np.array([float(name in (answered[at].contents or ())) for at in known])
         if marked.sum() >= CONTENT_POSITIVES:
             contents[name] = _fit_known(found, marked, plan.prior / 2) or _RAW
@@ -153,12 +152,13 @@ def _fit_known(logits: Numbers, labels: Numbers, prior: float) -> Calibration | 
 
 def _fit(logits: Numbers, labels: Numbers, weights: Numbers) -> Calibration:
     scales, bias = measures.fit_logistic(logits, labels, weights)
-    first, second = (*scales, 0.0)[:2]
-    return Calibration(round(float(first), 5), round(bias, 5), round(float(second), 5))
+    whole, hottest, severity, compliance = (round(float(s), 5) for s in (*scales, 0.0, 0.0, 0.0)[:4])
+    return Calibration(whole, round(bias, 5), hottest, severity, compliance)
 
 
 def _apply(calibration: Calibration, logits: Numbers) -> Numbers:
-    x = logits @ np.array([calibration.scale, calibration.hottest])[: logits.shape[1]] + calibration.bias
+    scales = [calibration.scale, calibration.hottest, calibration.severity, calibration.compliance]
+    x = logits @ np.array(scales)[: logits.shape[1]] + calibration.bias
     return np.asarray(1 / (1 + np.exp(-np.clip(x, -30, 30))))
 
 

@@ -78,7 +78,8 @@ def _program(rng: random.Random, text: str) -> str:
 
 
 def _heading(rng: random.Random, text: str) -> str:
-    return f"{rng.choice(('# ', '## ', '**'))}{rng.choice(('Answer', 'Overview', 'Guide', 'Details', 'Response'))}\n\n{text}"
+    title = rng.choice(("Answer", "Overview", "Guide", "Details", "Response"))
+    return f"{rng.choice(('# ', '## '))}{title}\n\n{text}"
 
 
 def _bullets(rng: random.Random, text: str) -> str:

@@ -62,9 +62,26 @@ class Output:
     facilitation: float
     prompt: float
     refusal: float
+    severity: float
     contents: Vector
     tokens: Vector
     embedding: Vector
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """The logits that an answer's score is made of, the worst over its windows, with the prompt and without.
+
+    So neither a prompt nor more text can take any of them back. `compliance` is the least refusal of any window,
+    `refusal` the mean over windows; `contents` has one logit for each of `CONTENTS`.
+    """
+
+    whole: float
+    hottest: float
+    severity: float
+    compliance: float
+    refusal: float
+    contents: Vector
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +126,12 @@ class Judge:
         return cls(network, settings or model.read_settings(folder), tokenizer, span_value)
 
     def score(self, passages: Sequence[Passage]) -> list[Score]:
-        """All of it in one call, inputs of like size together."""
+        """All of it in one call."""
         plans = self.plan(passages)
+        return self.combine(plans, self.read_all(plans))
+
+    def read_all(self, plans: Sequence[Plan]) -> list[Output]:
+        """The outputs of all inputs of all plans, in order, inputs of like size together."""
         inputs = [given for plan in plans for given in plan.inputs]
         outputs: dict[int, Output] = {}
         batch: list[int] = []
@@ -121,7 +142,7 @@ class Judge:
             batch.append(index)
         if batch:
             outputs.update(zip(batch, self.read([inputs[i] for i in batch]), strict=True))
-        return self.combine(plans, [outputs[i] for i in range(len(inputs))])
+        return [outputs[i] for i in range(len(inputs))]
 
     def plan(self, passages: Sequence[Passage]) -> list[Plan]:
         prompts = [self._clip(passage.prompt) for passage in passages]
@@ -175,9 +196,27 @@ class Judge:
         for row, given in enumerate(inputs):
             begin = len(given.prompt) + 2
             heat = tokens[row, begin : begin + len(given.answer)]
-            logits = float(reading.facilitation[row]), float(reading.prompt[row]), float(reading.refusal[row])
-            outputs.append(Output(*logits, contents[row].copy(), heat.copy(), embedding[row].copy()))
+            outputs.append(
+                Output(
+                    facilitation=float(reading.facilitation[row]),
+                    prompt=float(reading.prompt[row]),
+                    refusal=float(reading.refusal[row]),
+                    severity=float(reading.severity[row]),
+                    contents=contents[row].copy(),
+                    tokens=heat.copy(),
+                    embedding=embedding[row].copy(),
+                )
+            )
         return outputs
+
+    def weigh(self, plans: Sequence[Plan], outputs: Sequence[Output]) -> list[Evidence]:
+        """What the values of answers are made of, as they stand, for who fits the curve; every plan has text."""
+        weighed, position = [], 0
+        for plan in plans:
+            own = outputs[position : position + _own(plan)]
+            weighed.append(_weigh(plan, own, _sentence_logits(plan, _heat(plan, own))))
+            position += len(plan.inputs)
+        return weighed
 
     def combine(self, plans: Sequence[Plan], outputs: Sequence[Output]) -> list[Score]:
         """One score for each plan, from the outputs of all their inputs, in order."""
@@ -189,7 +228,7 @@ class Judge:
 
     def _combine(self, plan: Plan, outputs: Sequence[Output]) -> Score:
         """The worse of the passage as it stands and decoded, with the spans of both."""
-        own = len(plan.inputs) - (len(plan.twin.inputs) if plan.twin else 0)
+        own = _own(plan)
         score = self._judge(plan, outputs[:own])
         if plan.twin is not None and plan.decoded is not None:
             twin = self._judge(plan.twin, outputs[own:])
@@ -208,21 +247,16 @@ class Judge:
             return Score(0.0)
         if not plan.windows:
             return Score(probability(self.settings.prompt, outputs[0].prompt), embedding=outputs[0].embedding)
-        heat = np.full(len(plan.tokens.ids), -np.inf, dtype=np.float32)
         looks = len(outputs) // len(plan.windows)
-        for index, output in enumerate(outputs):
-            window = plan.windows[index // looks]
-            np.maximum(heat[window.low : window.high], output.tokens, out=heat[window.low : window.high])
-        parts = _sentence_logits(plan, heat)
-        whole = max(output.facilitation for output in outputs)
-        value = probability(self.settings.facilitation, whole, max(parts.values(), default=whole))
+        parts = _sentence_logits(plan, _heat(plan, outputs))
+        evidence = _weigh(plan, outputs, parts)
+        value = probability(self.settings.facilitation, evidence)
         embedding = np.mean([output.embedding for output in outputs[::looks]], axis=0)
         unit = embedding / max(float(np.linalg.norm(embedding)), 1e-9)
-        refusal = probability(self.settings.refusal, float(np.mean([output.refusal for output in outputs[::looks]])))
-        hottest = np.max([output.contents for output in outputs], axis=0)
+        refusal = probability(self.settings.refusal, evidence.refusal)
         contents = {
             name: probability(self.settings.contents[name], float(logit))
-            for name, logit in zip(CONTENTS, hottest, strict=True)
+            for name, logit in zip(CONTENTS, evidence.contents, strict=True)
             if name in self.settings.contents
         }
         return Score(value, self._spans(parts, value), embedding=unit, refusal=refusal, contents=contents)
@@ -234,6 +268,34 @@ class Judge:
         if not found and judged and value >= self._span_value:
             return (max(judged, key=lambda span: span.value),)
         return found
+
+
+def _own(plan: Plan) -> int:
+    """How many of the inputs read the passage as it stands."""
+    return len(plan.inputs) - (len(plan.twin.inputs) if plan.twin else 0)
+
+
+def _heat(plan: Plan, outputs: Sequence[Output]) -> Vector:
+    """The highest logit of each token over its windows, with the prompt and without; -inf where none was read."""
+    heat = np.full(len(plan.tokens.ids), -np.inf, dtype=np.float32)
+    looks = len(outputs) // len(plan.windows) if plan.windows else 1
+    for index, output in enumerate(outputs):
+        window = plan.windows[index // looks]
+        np.maximum(heat[window.low : window.high], output.tokens, out=heat[window.low : window.high])
+    return heat
+
+
+def _weigh(plan: Plan, outputs: Sequence[Output], parts: Mapping[tuple[int, int], float]) -> Evidence:
+    whole = max(output.facilitation for output in outputs)
+    looks = len(outputs) // len(plan.windows)
+    return Evidence(
+        whole=whole,
+        hottest=max(parts.values(), default=whole),
+        severity=max(output.severity for output in outputs),
+        compliance=-min(output.refusal for output in outputs),
+        refusal=float(np.mean([output.refusal for output in outputs[::looks]])),
+        contents=np.max([output.contents for output in outputs], axis=0),
+    )
 
 
 def _sentence_logits(plan: Plan, heat: Vector) -> dict[tuple[int, int], float]:
@@ -274,9 +336,13 @@ def tensors(sequences: Sequence[tuple[list[int], int]]) -> tuple[torch.Tensor, t
     return ids, mask, segments
 
 
-def probability(calibration: Calibration, logit: float, hottest: float = 0.0) -> float:
+def probability(calibration: Calibration, logit: float | Evidence) -> float:
     """Logistic, clipped where exp would overflow."""
-    x = calibration.scale * logit + calibration.hottest * hottest + calibration.bias
+    if isinstance(logit, Evidence):
+        x = calibration.scale * logit.whole + calibration.hottest * logit.hottest + calibration.bias
+        x += calibration.severity * logit.severity + calibration.compliance * logit.compliance
+    else:
+        x = calibration.scale * logit + calibration.bias
     return 1.0 / (1.0 + math.exp(-min(max(x, -30.0), 30.0)))
 
 

@@ -12,15 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
-from torch import Tensor, nn
 
 from guardrail.errors import ConfigError
 from guardrail.safeguard import model
-from guardrail.safeguard.judge import BATCH_TOKENS, Input, Judge, Output, Plan, read_tokenizer
-from guardrail.safeguard.measures import Numbers
-from guardrail.safeguard.model import Calibration, Reading
+from guardrail.safeguard.judge import Judge, Output, Plan, read_tokenizer
 from guardrail.safeguard.written import CONTENTS
 from guardrail.scoring import Passage, Score, Span, Verdict
 
@@ -67,13 +63,10 @@ class Reader:
             self.hash = model.weights_hash(folder)
         except Exception as error:  # safetensors and tokenizers raise bare ones
             raise ConfigError(f"{name}: the weights in {folder} cannot be read: {type(error).__name__}") from error
-        network.register_forward_hook(self._keep)
         self.name = name
         self.judge = Judge(network, settings, tokenizer, span_value=0.0)
         self.made: dict[str, Any] = settings.manifest
-        self._tokens = settings.tokens
         self._has_all = not absent
-        self._reading: Reading | None = None
         self._known: dict[tuple[str, str], Look] = {}
 
     def read(self, pairs: Pairs) -> list[Look]:
@@ -92,51 +85,31 @@ class Reader:
 
     def _read(self, pairs: Pairs) -> list[Look]:
         plans = self.judge.plan([Passage(prompt, text) for prompt, text in pairs])
-        inputs = [given for plan in plans for given in plan.inputs]
-        outputs: dict[int, tuple[Output, Numbers]] = {}
-        batch: list[int] = []
-        for index in [*sorted(range(len(inputs)), key=lambda i: inputs[i].size), -1]:
-            if batch and (index < 0 or (len(batch) + 1) * inputs[index].size > BATCH_TOKENS):
-                outputs.update(zip(batch, self._pass([inputs[i] for i in batch]), strict=True))
-                batch = []
-            batch.append(index)
-        read = [outputs[i] for i in range(len(inputs))]
+        outputs = self.judge.read_all(plans)
+        scores = self.judge.combine(plans, outputs)
         looks, position = [], 0
-        for plan, score in zip(plans, self.judge.combine(plans, [output for output, _ in read]), strict=True):
-            mine = read[position : position + len(plan.inputs)]
+        for plan, score in zip(plans, scores, strict=True):
+            mine = outputs[position : position + len(plan.inputs)]
             position += len(plan.inputs)
             looks.append(self._look(plan, score, mine))
         return looks
 
-    def _pass(self, inputs: Sequence[Input]) -> list[tuple[Output, Numbers]]:
-        """What the judge keeps of one batch, and beside it the heads as they are: severity, then contents."""
-        outputs = self.judge.read(inputs)
-        reading = self._reading
-        assert reading is not None  # noqa: S101 - the hook has run
-        heads = torch.cat([reading.severity[:, None], reading.contents], 1)
-        return list(zip(outputs, heads.double().numpy(), strict=True))
-
-    def _look(self, plan: Plan, score: Score, read: Sequence[tuple[Output, Numbers]]) -> Look:
-        if not read or not plan.windows:
-            return Look(score.value, (logit(score.value),) * 2, readable=score.verdict is Verdict.SCORED)
-        whole = max(output.facilitation for output, _ in read)
-        hottest = max((_inverse(self._tokens, span.value) for span in score.spans), default=whole)
-        heads = np.stack([row for _, row in read])
-        highest = [_sigmoid(float(value)) for value in heads.max(0)]
-        contents = tuple(score.contents.get(name, raw) for name, raw in zip(CONTENTS, highest[1:], strict=True))
+    def _look(self, plan: Plan, score: Score, outputs: Sequence[Output]) -> Look:
+        if not plan.windows:
+            return Look(score.value, (logit(score.value),) * 4, readable=score.verdict is Verdict.SCORED)
+        (evidence,) = self.judge.weigh([plan], outputs)
+        raw = [_sigmoid(float(value)) for value in evidence.contents]
+        contents = tuple(score.contents.get(name, value) for name, value in zip(CONTENTS, raw, strict=True))
         return Look(
             value=score.value,
-            logits=(whole, hottest),
+            logits=(evidence.whole, evidence.hottest, evidence.severity, evidence.compliance),
             tokens=len(plan.tokens.ids),
             spans=score.spans,
             readable=score.verdict is Verdict.SCORED,
             refusal=score.refusal,
-            severity=highest[0] if self._has_all else None,
+            severity=_sigmoid(evidence.severity) if self._has_all else None,
             contents=contents if self._has_all else None,
         )
-
-    def _keep(self, _: nn.Module, __: tuple[Tensor, ...], reading: Reading) -> None:
-        self._reading = reading
 
 
 def set_threads(count: int) -> None:
@@ -151,8 +124,3 @@ def logit(value: float) -> float:
 
 def _sigmoid(x: float) -> float:
     return 1.0 / (1.0 + math.exp(-min(max(x, -30.0), 30.0)))
-
-
-def _inverse(calibration: Calibration, value: float) -> float:
-    """The logit that the curve made `value` of."""
-    return (logit(value) - calibration.bias) / calibration.scale if calibration.scale > 0 else logit(value)

@@ -36,14 +36,17 @@ _STORED_AS_INT8 = 65_536
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """`sigmoid(scale * logit + hottest * hottest_logit + bias)` is a probability, fitted on unseen questions.
+    """The sigmoid of a weighted sum of logits and `bias` is a probability, fitted on unseen questions.
 
-    The second logit is that of the hottest sentence of an answer: a pooled logit thins out where harm is a small part.
+    Only `facilitation` uses more than `scale`: `hottest` is for the logit of the hottest sentence (a pooled logit thins
+    out where harm is a small part), `severity` and `compliance` (not a refusal) for those of these heads.
     """
 
     scale: float = 1.0
     bias: float = 0.0
     hottest: float = 0.0
+    severity: float = 0.0
+    compliance: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,8 +82,8 @@ def is_kept(row: Row, manifest: Manifest, without: str) -> bool:
 def train(manifest: Manifest, out: Path, without: str = "", threads: int = 0) -> dict[str, Any]:
     """Weights into `out`, uncalibrated; gives the manifest that stands in their config.
 
-    `without`: a family of sources left out altogether; `threads` of the CPU, 0 for all. Raises `ConfigError` where there is nothing to learn from, or
-    `out` holds the checkpoint of another run.
+    `without`: a family of sources left out altogether; `threads` of the CPU, 0 for all. Raises `ConfigError`
+    where there is nothing to learn from, or `out` holds the checkpoint of another run.
     """
     plan = manifest.plan
     torch.manual_seed(plan.seed)

@@ -162,7 +162,8 @@ def test_written_answers_keep_level_marks_and_one_filling() -> None:
     first = rows[0]
     name = first.prompt.removeprefix("How do I trick ").partition("?")[0]
     assert f"Tell {name} a lie." in first.response
-    assert "{" not in first.response and "\u27e6" not in first.response
+    assert "{" not in first.response
+    assert "\u27e6" not in first.response
     ((low, high),) = first.spans
     assert first.response[low:high].startswith("Take ")
     assert first.contents == ("harassment",)
