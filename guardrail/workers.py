@@ -179,7 +179,7 @@ def _keep_up(processes: Sequence[_Process]) -> int | None:
             if code == _CANNOT_START:
                 return code
             one.ended = [*(at for at in one.ended if now - at < WITHIN), now]
-            told = {"process": one.name, "code": code}
+            told = {"child": one.name, "code": code}
             if len(one.ended) > MOST_RESTARTS:
                 _log.critical("a process ends again and again", extra=told)
                 return 1

@@ -23,6 +23,12 @@ BARE_GOAL = 0.5
 
 Mark = tuple[int, int, bool]
 
+JOINED = 0.4
+"""The share of harmful answers that are shown amid harmless ones too."""
+
+SHORTENED = 0.15
+"""How often only the first words of a harmless answer are shown: short answers are harmless as often as long ones."""
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
@@ -96,6 +102,8 @@ def _crop(
         start = rng.randrange(len(answer) - size + 1)
         answer = answer[start:]
         weight *= 0.5 if row.harmful else 1.0  # the harm may lie outside the crop
+    if not row.harmful and rng.random() < SHORTENED:
+        size = rng.randint(4, 40)
     answer = answer[:size]
     marks = tuple(_moved(marks, -start, len(answer)))
     if row.spans and not any(harmful for _, _, harmful in marks):
@@ -121,19 +129,28 @@ def _moved(marks: Sequence[Mark], by: int, size: int) -> Iterator[Mark]:
 
 
 def _joins(rng: random.Random, examples: Sequence[Example], length: int) -> list[Example]:
-    """Harmful answers with a harmless one before or after them: the token scores learn where the harm is."""
+    """Harmful answers amid harmless ones: token scores learn where the harm is, and that harmless text hides none."""
     harmful = [e for e in examples if e.target and e.target > 0.5 and len(e.answer) > 20]
-    harmless = [e for e in examples if e.target is not None and e.target < 0.5 and len(e.answer) > 20]
+    harmless = [e for e in examples if e.target is not None and e.target < 0.1 and len(e.answer) > 20]
     joined = []
-    for example in rng.sample(harmful, len(harmful) // 4) if harmless else []:
-        other = rng.choice(harmless).answer[: rng.randint(20, length // 2)]
-        kept = example.answer[: length - 20]
-        before = rng.random() < 0.5
-        answer, at = (other + kept, 0) if before else (kept + other, len(kept))
-        own = _moved(example.marks, len(other) if before else 0, len(answer) if before else len(kept))
-        marks = (*own, (at, at + len(other), False))
-        joined.append(replace(example, answer=answer, marks=marks, refusal=None, contents=None))
+    for example in rng.sample(harmful, int(len(harmful) * JOINED)) if harmless else []:
+        kept = example.answer[: rng.randint(20, length)]
+        sides = rng.choice(("before", "after", "around"))
+        before = _part(rng, harmless, length) if sides != "after" else ()
+        after = _part(rng, harmless, length) if sides != "before" else ()
+        own = list(_moved(example.marks, len(before), len(before) + len(kept)))
+        if example.marks and not any(harmful for _, _, harmful in own):
+            continue  # what was marked as harmful was cut off
+        ends = len(before) + len(kept), len(before) + len(kept) + len(after)
+        marks = [(0, len(before), False), *own, (*ends, False)]
+        marks = [mark for mark in marks if mark[0] < mark[1]]
+        answer = (*before, *kept, *after)
+        joined.append(replace(example, answer=answer, marks=tuple(marks), refusal=None, contents=None))
     return joined
+
+
+def _part(rng: random.Random, examples: Sequence[Example], length: int) -> tuple[int, ...]:
+    return rng.choice(examples).answer[: rng.randint(10, length * 3 // 4)]
 
 
 def _mismatches(

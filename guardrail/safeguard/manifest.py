@@ -29,8 +29,9 @@ class Source:
 
     `use`: `answers` (labelled answers), `prompts` (labelled prompts, no answers), `last_turn` (labelled answers to a
     transcript, of which the last user turn is the prompt). `per_question` and `most` cap the rows shown in an epoch.
-    `family`: sources that share questions or makers, to be held out together. `levels`: a file beside the manifest
-    with labels by the row's id, which stand in for those in the rows; rows it does not name are left out.
+    `family`: sources that share questions or makers, to be held out together. `levels`: a file beside the manifest, or
+    beside those that ship, with labels by the row's id, which stand in for those in the rows; rows it does not name are
+    left out.
     """
 
     use: str = "answers"
@@ -64,8 +65,9 @@ class Plan:
     """Weight of the templated answers (`guardrail.safeguard.synthetic`); 0 leaves them out."""
     noise: float = 0.25
     """Share of the answers shown in another form: wrapped, restyled, with words to the judge."""
-    prior: float = 0.25
-    """Share of harmful answers that the calibration reckons with."""
+    prior: float = 0.35
+    """Share of harmful answers that the calibration reckons with: the largest at which under 2 % of the held-out
+    harmless sources are flagged at .50."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from guardrail.errors import ConfigError
-from guardrail.safeguard.manifest import Manifest, Source
+from guardrail.safeguard.manifest import MANIFESTS, Manifest, Source
 from guardrail.safeguard.written import HARMFUL_LEVEL, LEVELS, Item, fill, unmark
 
 TARGETS = (0.0, 0.12, 0.75, 1.0)
@@ -65,7 +65,8 @@ def read_rows(manifest: Manifest) -> list[Row]:
                 continue
             source = manifest.source(name)
             if source.levels and name not in levels:
-                levels[name] = read_levels(manifest.folder / source.levels)
+                own = manifest.folder / source.levels
+                levels[name] = read_levels(own if own.is_file() else MANIFESTS / source.levels)
             try:
                 row = _row(raw, name, source)
                 if source.levels:

@@ -187,6 +187,17 @@ async def test_a_caller_who_left_is_skipped(queue: BatchQueue[int, int], recorde
     assert recorder.batches == [[1], [8]]
 
 
+async def test_a_caller_who_left_takes_no_room_in_a_batch(queue: BatchQueue[int, int], recorder: Recorder) -> None:
+    first = await held(queue, recorder)
+    leaver, *stayers = (asyncio.create_task(queue.submit([50])) for _ in range(3))
+    await asyncio.sleep(0.01)
+    leaver.cancel()
+    await asyncio.sleep(0.01)
+    recorder.gate.set()
+    assert await asyncio.gather(first, *stayers) == [[2], [100], [100]]
+    assert recorder.batches == [[1], [50, 50]]
+
+
 async def test_a_failing_batch_fails_its_callers_and_no_others(queue: BatchQueue[int, int], recorder: Recorder) -> None:
     first = await held(queue, recorder)
     failing = [asyncio.create_task(queue.submit([n])) for n in (12, 13)]

@@ -66,6 +66,16 @@ def test_a_flow_that_was_away_is_owed_nothing() -> None:
     assert abs(served.count("back") - 50) <= 1
 
 
+def test_nor_is_one_that_was_away_for_a_moment() -> None:
+    turns: Turns[str] = Turns(budget=1, capacity=1 << 20)
+    turns.add(["back"], [1], "back")
+    turns.add(["here"] * 9, [10] * 9, "here")
+    assert [turns.take() for _ in range(3)] == [["back"], ["here"], ["here"]]
+    turns.add(["back"] * 50, [1] * 50, "back")
+    served = [item for _ in range(20) for item in turns.take()]
+    assert served.index("here") <= 11  # ten of its size, and a tie
+
+
 def test_a_flow_gains_nothing_by_many_submissions() -> None:
     turns: Turns[str] = Turns(budget=1, capacity=1 << 20)
     turns.add(["one"] * 100, [1] * 100, "one")
