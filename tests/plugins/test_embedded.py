@@ -45,7 +45,7 @@ class Door:
 
     async def idle(self) -> None:
         async with asyncio.timeout(5):
-            while self.upstream._taken:  # noqa: ASYNC110  the upstream has no event for it
+            while self.upstream._taken:
                 await asyncio.sleep(0.01)
 
     def ask(self, **more: object) -> tuple[int, bytes]:

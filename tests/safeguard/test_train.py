@@ -103,7 +103,7 @@ def test_training_can_start_from_the_shipped_weights(manifest: Path, tmp_path: P
     text = manifest.read_text().replace("start: base", "start: shipped").replace("epochs: 6", "epochs: 1")
     manifest.write_text(text)
     made = train(read_manifest(manifest), tmp_path / "tuned")
-    assert made["start"] == "shipped"
+    assert made["start"]["name"] == "permissive"  # how the weights it started from were made
     assert Judge.load(tmp_path / "tuned").score([Passage("", "Good morning.")])[0].value < 1
 
 
