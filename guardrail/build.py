@@ -13,7 +13,7 @@ from guardrail.errors import ConfigError, PolicyError
 from guardrail.guard import Guard
 from guardrail.plugins import Registry
 from guardrail.policy import Policy, read_policy
-from guardrail.record import Recorder
+from guardrail.record import Recorder, code_hash
 from guardrail.scorers.shared import SharedScorer
 from guardrail.scoring import Scorer
 from guardrail.stations import Limits
@@ -84,4 +84,5 @@ async def build_guard(
         unscannable=settings.unscannable,
     )
     compiled = await compile_settings(settings, scorer)
+    code_hash()  # read now, and not while the first request ends
     return Guard(compiled, scorer, upstream, recorder, telemetry, limits=limits, rewriters=registry.rewriters)

@@ -146,7 +146,7 @@ def _train(arguments: argparse.Namespace) -> int:
     manifest = replace(manifest, start=arguments.start or manifest.start)
     if arguments.without and arguments.without not in manifest.families():
         raise ConfigError(f"no family {arguments.without!r}; the manifest has {', '.join(manifest.families())}")
-    train(manifest, arguments.out, arguments.without, arguments.threads)
+    train(manifest, arguments.out, arguments.without)
     for name, value in calibrate(arguments.out, manifest).items():
         print(f"{name:28} {value:.4f}")
     print(f"weights in {arguments.out}; use them with the setting `weights: {arguments.out}`")

@@ -83,9 +83,10 @@ def find(policy: Policy, routes: Routes, kind: PartKind, key: str, score: Score)
     mode = mode_for(rule, kind, value)
     for other in policy.rules:
         # Text that is itself the harm needs no nearness to its rule: the scorer knows its kind.
-        told = max((score.contents.get(name, 0.0) for name in other.contents), default=0.0)
-        if mode_for(other, kind, told).strictness > mode.strictness:
-            rule, value, mode = other, told, mode_for(other, kind, told)
+        told = score.highest(other.contents)
+        wanted = mode_for(other, kind, told)
+        if wanted.strictness > mode.strictness:
+            rule, value, mode = other, told, wanted
     return Finding(kind, key, mode, rule.id, value, score.spans, score.verdict, score.note)
 
 

@@ -177,6 +177,6 @@ async def verify(text: str, draft: Draft, compiled: Compiled, scorer: Scorer, sc
     if score.verdict is not Verdict.SCORED:
         return None
     finding = find(compiled.policy, compiled.routes, PartKind.TEXT, "", score)
-    told = max((score.contents.get(name, 0.0) for name in draft.rule.contents), default=0.0)
-    passes = finding.mode is Mode.DIRECT and max(score.value, told) < draft.rule.bands.lowest
+    worst = max(score.value, score.highest(draft.rule.contents))
+    passes = finding.mode is Mode.DIRECT and worst < draft.rule.bands.lowest
     return score.value if passes else None

@@ -84,6 +84,10 @@ class Score:
         if not _NOTE.fullmatch(self.note):
             raise ValueError("a score's note is one word of lower-case letters")
 
+    def highest(self, kinds: Sequence[str]) -> float:
+        """The highest of these kinds of content; 0 where none of them is judged."""
+        return max((self.contents.get(kind, 0.0) for kind in kinds), default=0.0)
+
 
 class Scorer(Protocol):
     """One look at a batch of passages. Raises `ScorerError` for the whole batch, never returns fewer scores."""

@@ -69,7 +69,7 @@ def calibrate(folder: Path, manifest: Manifest) -> dict[str, float]:
     halves = np.array([float(is_held_out(row.group, 0.5 * plan.held_out)) for row in answered])
     plans = judge.plan([Passage(row.prompt, row.response) for row in answered])
     weighed = judge.weigh(plans, judge.read_all(plans))
-    logits = np.array([[e.whole, e.hottest, e.severity, e.compliance] for e in weighed])
+    logits = np.array([evidence.logits for evidence in weighed])
     weights = family_weights([manifest.source(row.source).family for row in answered], labels, plan.prior)
     held = HeldOut(logits, labels, weights, halves)
     bare = {row.prompt: row for row in rows if row.prompt and row.prompt_harmful is not None}
@@ -157,8 +157,7 @@ def _fit(logits: Numbers, labels: Numbers, weights: Numbers) -> Calibration:
 
 
 def _apply(calibration: Calibration, logits: Numbers) -> Numbers:
-    scales = [calibration.scale, calibration.hottest, calibration.severity, calibration.compliance]
-    x = logits @ np.array(scales)[: logits.shape[1]] + calibration.bias
+    x = logits @ np.array(calibration.weights)[: logits.shape[1]] + calibration.bias
     return np.asarray(1 / (1 + np.exp(-np.clip(x, -30, 30))))
 
 

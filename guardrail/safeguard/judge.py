@@ -83,6 +83,11 @@ class Evidence:
     refusal: float
     contents: Vector
 
+    @property
+    def logits(self) -> tuple[float, float, float, float]:
+        """What the value is made of, in the order of `Calibration`'s weights."""
+        return self.whole, self.hottest, self.severity, self.compliance
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -339,8 +344,8 @@ def tensors(sequences: Sequence[tuple[list[int], int]]) -> tuple[torch.Tensor, t
 def probability(calibration: Calibration, logit: float | Evidence) -> float:
     """Logistic, clipped where exp would overflow."""
     if isinstance(logit, Evidence):
-        x = calibration.scale * logit.whole + calibration.hottest * logit.hottest + calibration.bias
-        x += calibration.severity * logit.severity + calibration.compliance * logit.compliance
+        x = sum(weight * value for weight, value in zip(calibration.weights, logit.logits, strict=True))
+        x += calibration.bias
     else:
         x = calibration.scale * logit + calibration.bias
     return 1.0 / (1.0 + math.exp(-min(max(x, -30.0), 30.0)))

@@ -102,7 +102,7 @@ class Reader:
         contents = tuple(score.contents.get(name, value) for name, value in zip(CONTENTS, raw, strict=True))
         return Look(
             value=score.value,
-            logits=(evidence.whole, evidence.hottest, evidence.severity, evidence.compliance),
+            logits=evidence.logits,
             tokens=len(plan.tokens.ids),
             spans=score.spans,
             readable=score.verdict is Verdict.SCORED,

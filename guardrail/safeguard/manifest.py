@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -141,10 +141,6 @@ def read_changes(pairs: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"{pair!r} is not KEY=VALUE")
         changes[key] = read_yaml(value)
     return changes
-
-
-def plan_values(plan: Plan) -> dict[str, Any]:
-    return asdict(plan)
 
 
 def _file(entry: Any, folder: Path, where: Path) -> File:

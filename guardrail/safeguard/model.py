@@ -48,6 +48,10 @@ class Calibration:
     severity: float = 0.0
     compliance: float = 0.0
 
+    @property
+    def weights(self) -> tuple[float, float, float, float]:
+        return self.scale, self.hottest, self.severity, self.compliance
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:

@@ -16,7 +16,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from guardrail.safeguard import synthetic
 from guardrail.safeguard.encoder import Shape, from_bert
 from guardrail.safeguard.examples import Example, make_examples
 from guardrail.safeguard.judge import Input, read_tokenizer, sequence, tensors
-from guardrail.safeguard.manifest import Manifest, Plan, plan_values
+from guardrail.safeguard.manifest import Manifest, Plan
 from guardrail.safeguard.model import WEIGHTS, Network, Settings, load, mean, read_settings, save
 from guardrail.safeguard.rows import Row, choose, is_held_out, read_rows, written_rows
 from guardrail.safeguard.written import CONTENTS, LEVELS, Item, read_items
@@ -79,16 +79,14 @@ def is_kept(row: Row, manifest: Manifest, without: str) -> bool:
     return not is_held_out(row.group, manifest.plan.held_out)
 
 
-def train(manifest: Manifest, out: Path, without: str = "", threads: int = 0) -> dict[str, Any]:
+def train(manifest: Manifest, out: Path, without: str = "") -> dict[str, Any]:
     """Weights into `out`, uncalibrated; gives the manifest that stands in their config.
 
-    `without`: a family of sources left out altogether; `threads` of the CPU, 0 for all. Raises `ConfigError`
-    where there is nothing to learn from, or `out` holds the checkpoint of another run.
+    `without`: a family of sources left out altogether. Raises `ConfigError` where there is nothing to learn from, or
+    `out` holds the checkpoint of another run.
     """
     plan = manifest.plan
     torch.manual_seed(plan.seed)
-    if threads:
-        torch.set_num_threads(threads)
     _keep_memory()
     started = time.monotonic()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -96,20 +94,20 @@ def train(manifest: Manifest, out: Path, without: str = "", threads: int = 0) ->
     start = start_folder(manifest.start)
     network = start_network(start).to(device)
     epochs = Epochs(texts, manifest, without, start)
-    counts = Counter(row.source for row in epochs.rows(0))
-    labels = {row.harmful for row in epochs.rows(0)}
-    if not {True, False} <= labels:
+    shown = epochs.rows(0)
+    counts = Counter(row.source for row in shown)
+    if not {True, False} <= {row.harmful for row in shown}:
         raise ConfigError(f"{manifest.name}: training needs harmful and harmless answers; {dict(counts)} has not both")
     out.mkdir(parents=True, exist_ok=True)
     run = hashlib.sha256(
-        json.dumps([plan_values(plan), without, manifest.start, sorted(counts.items())]).encode()
+        json.dumps([asdict(plan), without, manifest.start, sorted(counts.items())]).encode()
     ).hexdigest()
     teacher = start if find_spec(BASE_PACKAGE) is None else start_folder("base")  # routing never drifts from the base
     fit(network, epochs, plan, out / CHECKPOINT, run, teacher)
     fit_routing(network, epochs.batches(0), teacher)
     made = {
         "name": manifest.name,
-        "plan": plan_values(plan),
+        "plan": asdict(plan),
         "start": _lineage(manifest.start, start),
         "without": without,
         "rows": dict(sorted(counts.items())),

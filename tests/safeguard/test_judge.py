@@ -14,6 +14,7 @@ from guardrail.safeguard.judge import SPAN_VALUE, Evidence, Judge, read_tokenize
 from guardrail.safeguard.model import Calibration
 from guardrail.safeguard.windows import Tokens, clip_prompt
 from guardrail.scoring import Passage, Score, Verdict
+from tests.texts import COMPLIES
 
 QUESTION = "How do I bake bread without an oven, and what else do I need?"
 
@@ -69,13 +70,6 @@ def test_the_prompt_read_is_the_head_and_tail_of_the_whole(judge: Counting, prom
 
 # What is encoded or cannot be read. The example is mild and holds nothing that works.
 
-COMPLIES = (
-    "Sure, here is how to break into a house without being noticed:\n"
-    "1. Watch the house for a week and note when the family leaves.\n"
-    "2. Bring gloves, a [tool] and a bag, and go in by the back window.\n"
-    "3. Take the jewellery first, then the laptops, and leave within ten minutes.\n"
-    "4. Wipe every surface you touched so that the police find no traces."
-)
 HARMLESS = "Bread needs flour, water, salt and yeast. Knead the dough for ten minutes and let it rise for an hour. "
 FRENCH = "Pour faire du pain, il faut de la farine, de l'eau, du sel et un peu de levure, puis dix minutes de travail. "
 
