@@ -22,6 +22,7 @@ from guardrail.rewriting import cut
 from guardrail.scoring import Span
 from guardrail.stations import Limits
 from guardrail.upstream import HTTPUpstream, Timeouts
+from tests.growth import TIMES, growth
 from tests.whole import DONE, FakeUpstream, Proxy, chunk, completion, policy, proxy, stream, whole
 
 PATH = "/v1/chat/completions"
@@ -49,9 +50,7 @@ def ask(pair: tuple[FakeUpstream, Proxy], answer: Any, **extra: Any) -> httpx.Re
     """The reply, after checking what must hold whatever the upstream does."""
     upstream, guarded = pair
     upstream.answer = lambda _: answer
-    begun = time.monotonic()
     reply = httpx.post(guarded.url + PATH, json={"model": "m", "messages": ASK, **extra}, timeout=30)
-    assert time.monotonic() - begun < 20
     assert upstream.open == 0
     record = guarded.record(reply.headers["x-guardrail-decision"])
     assert record.outcome in ("completed", "failed")
@@ -397,16 +396,14 @@ def test_a_stream_of_ever_new_fields_comes_to_an_end(shared: tuple[FakeUpstream,
 def test_a_body_of_very_many_parts_comes_to_an_end(shared: tuple[FakeUpstream, Proxy]) -> None:
     content = [{"type": "text", "text": "words "}] * 100_000
     body = whole([{"index": 0, "message": {"content": content}, "finish_reason": "stop"}])
-    begun = time.monotonic()
     ask(shared, body)
-    assert time.monotonic() - begun < 10
 
 
 def test_cutting_is_linear_in_blanks() -> None:
-    begun = time.monotonic()
-    text = f"- {' ' * 100_000}x and BAD"
-    assert cut(text, [Span(len(text) - 3, len(text), 0.9)]).endswith("x and")
-    assert time.monotonic() - begun < 1
+    def work(text: str) -> None:
+        assert cut(text, [Span(len(text) - 3, len(text), 0.9)]).endswith("x and")
+
+    assert growth(work, lambda n: f"- {' ' * n}x and BAD", 20_000) < 3 * TIMES
 
 
 # Bytes on the wire: an upstream that does not even speak HTTP as it should

@@ -7,7 +7,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import random
-import time
 import uuid
 
 import pytest
@@ -24,6 +23,7 @@ from guardrail.safeguard.readable import (
     find_words,
     read_vocabulary,
 )
+from tests.growth import TIMES, growth
 
 VOCABULARY = read_vocabulary(read_tokenizer(model.WEIGHTS).get_vocab())
 
@@ -173,6 +173,4 @@ def test_entropy() -> None:
 
 @pytest.mark.parametrize("unit", ["a ", "ab", "é", "字", "\u0300", "a\n", "- ", "\u200b", "A1+/"])
 def test_a_long_text_takes_its_time_and_no_more(unit: str) -> None:
-    begun = time.process_time()
-    find_unreadable(unit * (140_000 // len(unit)), VOCABULARY)
-    assert time.process_time() - begun < 2
+    assert growth(lambda text: find_unreadable(text, VOCABULARY), lambda n: unit * (n // len(unit)), 8_000) < 3 * TIMES
