@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
@@ -27,15 +27,13 @@ from guardrail.record import MemoryRecorder
 from guardrail.stations import read_body
 from guardrail.telemetry import Telemetry
 from guardrail.upstream import Upstream
-from guardrail.wire import FORMATS, WireFormat
+from guardrail.wire import FORMATS, WireFormat, chat
 from guardrail.wire.fields import write_error, write_json
 
 _log = logging.getLogger("guardrail.app")
 
 # What of the client's headers may go upstream (DESIGN: what the client sees).
-_FORWARDED = frozenset(
-    {"authorization", "content-type", "openai-organization", "openai-project", "openai-beta", "idempotency-key"}
-)
+_FORWARDED = frozenset({"authorization", "content-type", "idempotency-key"})
 
 Build = Callable[[], Awaitable[Guard]]
 
@@ -91,14 +89,13 @@ class Server:
             raw = await _read_request(request, self._settings.max_request_bytes)
         except GuardrailError as error:
             return _respond(self._guard.turn_away(wire, error))
-        headers = {name: value for name, value in request.headers.items() if name in _FORWARDED}
+        headers = _forwarded(request, wire.HEADERS)
         with self._telemetry.incoming(request.headers.get("traceparent")):
             reply = await _unless_gone(request, self._guard.handle(wire, raw, headers))
             return _respond(reply) if reply is not None else Response(status_code=499)  # read by nobody
 
     async def models(self, request: Request) -> Response:
-        headers = {name: value for name, value in request.headers.items() if name in _FORWARDED}
-        answer = await self._upstream.send("/v1/models", b"", headers)
+        answer = await self._upstream.send("/v1/models", b"", _forwarded(request, chat.HEADERS))
         body = await read_body(answer.stream, self._settings.max_response_bytes)
         if 300 <= answer.status < 400:
             raise UpstreamError(f"the upstream answered {answer.status}, which is neither an answer nor an error")
@@ -226,6 +223,10 @@ async def _read_request(request: Request, limit: int) -> bytes:
         if len(body) > limit:
             raise TooLarge(f"the request body is over the limit of {limit} bytes")
     return bytes(body)
+
+
+def _forwarded(request: Request, more: Collection[str]) -> dict[str, str]:
+    return {name: value for name, value in request.headers.items() if name in _FORWARDED or name in more}
 
 
 def _respond(reply: Reply) -> Response:

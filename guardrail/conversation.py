@@ -98,13 +98,15 @@ class Piece:
 class StreamEvent:
     """One event of the upstream's stream, kept whole. `raw` is its frame as it arrived, blank line included.
 
-    `finished` names the choices that end with it; `done` marks the end of the stream.
+    `ended` names the tool calls that are whole with it, by choice and key; `finished` the choices that end with it;
+    `done` marks the end of the stream.
     """
 
     raw: bytes
     body: JSON | None = None
     pieces: tuple[Piece, ...] = ()
     choices: tuple[int, ...] = ()
+    ended: tuple[tuple[int, str], ...] = ()
     finished: tuple[int, ...] = ()
     usage: Usage | None = None
     done: bool = False

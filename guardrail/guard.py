@@ -23,12 +23,11 @@ from guardrail.policy import Mode, PromptMode, Tier
 from guardrail.record import Recorder
 from guardrail.rewriting import Rewriter, instruction, refuse
 from guardrail.scoring import Scorer, Verdict
-from guardrail.stations import Limits, Stations, check_choices, read_body
+from guardrail.stations import Exchange, Limits, Stations, check_choices, read_body
 from guardrail.stream import EVENT_STREAM, GuardedStream, RelayedStream
 from guardrail.telemetry import Telemetry
 from guardrail.upstream import Upstream, UpstreamResponse
 from guardrail.wire import WireFormat
-from guardrail.wire.fields import write_error
 
 # What comes back of the upstream's headers (DESIGN: what the client sees); never an encoding or a cookie.
 _RETURNED = ("content-type", "retry-after", "x-request-id")
@@ -80,12 +79,12 @@ class Guard:
         try:
             request = wire.read_request(raw)
             case.reads(request)
-            reply = await self._answer(case, wire, request, headers)
+            reply = await self._answer(Exchange(case, wire, request, headers))
         except UpstreamRejected as error:
             case.close("upstream_error", error.status)
             return Reply(error.status, {**error.headers, **case.headers()}, error.body)
         except GuardrailError as error:
-            return self._turn_away(case, error)
+            return self._turn_away(case, wire, error)
         except BaseException as error:
             case.close("client_left" if isinstance(error, asyncio.CancelledError) else "failed", 500)
             raise
@@ -96,14 +95,14 @@ class Guard:
 
     def turn_away(self, wire: WireFormat, error: GuardrailError) -> Reply:
         """The reply to a request that could not even be read; it is on record like any other."""
-        return self._turn_away(Case(wire.PATH, self._compiled, self._recorder, self._telemetry), error)
+        return self._turn_away(Case(wire.PATH, self._compiled, self._recorder, self._telemetry), wire, error)
 
-    def _turn_away(self, case: Case, error: GuardrailError) -> Reply:
+    def _turn_away(self, case: Case, wire: WireFormat, error: GuardrailError) -> Reply:
         case.close("rejected" if error.status < 500 else "failed", error.status)
         head = {"content-type": "application/json", **case.headers()}
         if isinstance(error, ScorerError):
             head["retry-after"] = "5"
-        return Reply(error.status, head, write_error(error))
+        return Reply(error.status, head, wire.write_error(error))
 
     def close(self) -> None:
         """Ends the scorer's threads."""
@@ -119,45 +118,38 @@ class Guard:
         """What all open streams hold back by now."""
         return sum(stream.held_bytes for stream in self._streams)
 
-    async def _answer(self, case: Case, wire: WireFormat, request: Request, headers: Mapping[str, str]) -> Reply:
-        stations = self._stations
+    async def _answer(self, exchange: Exchange) -> Reply:
+        stations, case, request = self._stations, exchange.case, exchange.request
         if stations is None:
-            return await self._relay(case, wire, request, headers)
+            return await self._relay(exchange)
         mode = self._compiled.policy.prompt
         if mode is PromptMode.OBSERVE:
             # The prompt is judged while the upstream works; only the record waits for it.
             case.observing = asyncio.create_task(stations.judge_prompt(case, request))
-            answer = await self._send(case, wire, request.raw, headers)
+            answer = await self._send(exchange, request.raw)
         else:
             body = request.raw
             if mode is PromptMode.ENFORCE:
                 rule = await self._enforce(stations, case, request)
                 if rule is not None and self._compiled.policy.rule(rule).tier is Tier.PROHIBITED:
-                    return self._refuse_unasked(stations, case, wire, request, rule)
+                    return self._refuse_unasked(stations, exchange, rule)
                 if rule is not None:
-                    body = wire.instruct(request, instruction(self._compiled.policy.rule(rule)))
-            answer = await self._send(case, wire, body, headers)
+                    body = exchange.wire.instruct(request, instruction(self._compiled.policy.rule(rule)))
+            answer = await self._send(exchange, body)
         # The type is ours to say: under another one, or in another charset, the client would read another text.
         if request.stream and _media_type(answer) == EVENT_STREAM:
-            stream = GuardedStream(stations, case, wire, request, answer, headers)
+            stream = GuardedStream(stations, exchange, answer)
             self._streams.add(stream)
             head = {"content-type": f"{EVENT_STREAM}; charset=utf-8", "cache-control": "no-cache"}
             return Reply(200, {**_returned(answer), **head, **case.headers()}, stream)
         raw = await read_body(answer.stream, self._limits.response_bytes)
-        body = await self._guard(stations, case, wire, request, wire.read_response(raw), headers)
+        body = await self._guard(stations, exchange, exchange.wire.read_response(raw))
         head = {"content-type": "application/json"}
         return Reply(200, {**_returned(answer), **head, **case.headers(with_mode=True)}, body)
 
-    async def _guard(
-        self,
-        stations: Stations,
-        case: Case,
-        wire: WireFormat,
-        request: Request,
-        response: Response,
-        headers: Mapping[str, str],
-    ) -> bytes:
+    async def _guard(self, stations: Stations, exchange: Exchange, response: Response) -> bytes:
         """The body for the client: the upstream's own bytes, or a copy in which flagged choices are replaced."""
+        case, request = exchange.case, exchange.request
         check_choices(request, (choice.index for choice in response.choices))
         case.usage = response.usage
         judgements = await self._judge(stations, case, request, response)
@@ -167,8 +159,7 @@ class Guard:
         async with asyncio.TaskGroup() as group:
 
             async def replace(judgement: Judgement) -> None:
-                text = texts[judgement.index]
-                replaced[judgement.index] = await stations.replace(case, wire, request, judgement, text, "", headers)
+                replaced[judgement.index] = await stations.replace(exchange, judgement, texts[judgement.index], "")
 
             for judgement in flagged:
                 group.create_task(replace(judgement))
@@ -179,7 +170,7 @@ class Guard:
         if not replaced and not unreasoned:
             return response.raw
         usage = response.usage + case.spent if response.usage and case.spent != Usage() else None
-        return wire.write_response(response, replaced, unreasoned, case.note(), usage)
+        return exchange.wire.write_response(response, replaced, unreasoned, case.note(), usage)
 
     async def _judge(self, stations: Stations, case: Case, request: Request, response: Response) -> list[Judgement]:
         """One judgement a choice, from one call to the scorer for all their parts."""
@@ -195,9 +186,10 @@ class Guard:
                 findings[index].append(stations.unscannable(case, part.key))
         return [judge(index, listed) for index, listed in findings.items()]
 
-    async def _send(self, case: Case, wire: WireFormat, body: bytes, headers: Mapping[str, str]) -> UpstreamResponse:
-        with case.timed("upstream"):
-            answer = await self._upstream.send(wire.PATH, body, {**headers, **self._telemetry.outgoing()})
+    async def _send(self, exchange: Exchange, body: bytes) -> UpstreamResponse:
+        with exchange.case.timed("upstream"):
+            headers = {**exchange.headers, **self._telemetry.outgoing()}
+            answer = await self._upstream.send(exchange.wire.PATH, body, headers)
             if answer.status == 200:
                 return answer
             raw = await read_body(answer.stream, self._limits.response_bytes)
@@ -205,13 +197,13 @@ class Guard:
             raise UpstreamError(f"the upstream answered {answer.status}, which is neither an answer nor an error")
         raise UpstreamRejected(answer.status, _returned(answer), raw)
 
-    async def _relay(self, case: Case, wire: WireFormat, request: Request, headers: Mapping[str, str]) -> Reply:
+    async def _relay(self, exchange: Exchange) -> Reply:
         """The operator's `safeguard: off`: nothing is judged, and the record says so."""
-        case.verdict = "unscored"
-        answer = await self._send(case, wire, request.raw, headers)
-        head = {**_returned(answer), **case.headers()}
-        if request.stream:
-            return Reply(200, head, RelayedStream(case, answer))
+        exchange.case.verdict = "unscored"
+        answer = await self._send(exchange, exchange.request.raw)
+        head = {**_returned(answer), **exchange.case.headers()}
+        if exchange.request.stream:
+            return Reply(200, head, RelayedStream(exchange, answer))
         return Reply(200, head, await read_body(answer.stream, self._limits.response_bytes))
 
     # Prompts
@@ -222,26 +214,21 @@ class Guard:
         over = finding.verdict is Verdict.SCORED and finding.mode is not Mode.DIRECT
         return finding.rule if over else None
 
-    def _refuse_unasked(self, stations: Stations, case: Case, wire: WireFormat, request: Request, rule: str) -> Reply:
+    def _refuse_unasked(self, stations: Stations, exchange: Exchange, rule: str) -> Reply:
         """A refusal of our own; the upstream was never called."""
+        case, request = exchange.case, exchange.request
         refusal = refuse(rule, self._compiled)
         for index in range(request.choices):
             case.replaces(Judgement(index, Mode.REFUSE, rule, case.prompt_value), refusal, 0)
         replacement = stations.replacement(request, rule, refusal)
+        note = case.note()
         if not request.stream:
-            made = wire.make_response(request, replacement, case.note(), case.created)
+            made = exchange.wire.make_response(request, replacement, note, case.created)
             return Reply(200, {"content-type": "application/json", **case.headers(with_mode=True)}, made)
-        frames = [
-            frame
-            for index in range(request.choices)
-            for frame in wire.replace_events(
-                None, request, index, replacement, case.note(), created=case.created, begun=False
-            )
-        ]
-        if request.include_usage:
-            frames.append(wire.usage_event(None, request, Usage(), case.created, case.note()))
+        stream = exchange.open_stream()
+        said = [stream.replace(index, replacement, note) for index in range(request.choices)]
         head = {"content-type": f"{EVENT_STREAM}; charset=utf-8", **case.headers()}
-        return Reply(200, head, b"".join([*frames, wire.DONE]))
+        return Reply(200, head, b"".join([*said, stream.end(note, Usage())]))
 
 
 def _returned(answer: UpstreamResponse) -> dict[str, str]:

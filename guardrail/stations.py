@@ -18,7 +18,7 @@ from guardrail.policy import Mode, OnError
 from guardrail.rewriting import BUILT_IN, Draft, Rewriter, Rewritten, refuse, rewrite
 from guardrail.scoring import Passage, Scorer, Span, Verdict, score_all
 from guardrail.upstream import ByteStream, Upstream
-from guardrail.wire import WireFormat
+from guardrail.wire import WireFormat, WireStream
 from guardrail.wire.fields import readable, unescaped
 
 
@@ -31,6 +31,19 @@ class Limits:
     score_timeout: float = 10.0
     rewrite_timeout: float = 30.0
     unscannable: str = "refuse"
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One request under way: what was asked, in which format, and what is known of it. `headers` may go upstream."""
+
+    case: Case
+    wire: WireFormat
+    request: Request
+    headers: Mapping[str, str]
+
+    def open_stream(self) -> WireStream:
+        return self.wire.open_stream(self.request, self.case.created)
 
 
 class Stations:
@@ -89,20 +102,18 @@ class Stations:
 
     async def replace(
         self,
-        case: Case,
-        wire: WireFormat,
-        request: Request,
+        exchange: Exchange,
         judgement: Judgement,
         text: str,
         shown: str,
-        headers: Mapping[str, str],
     ) -> Replacement:
         """What a flagged choice becomes. `shown` is what the client has read of it, `text` the whole draft."""
+        case = exchange.case
         case.flags(judgement)
         with case.timed("rewrite"):
-            rewritten = await self._rewrite(wire, request, judgement, text, shown, headers)
+            rewritten = await self._rewrite(exchange, judgement, text, shown)
         case.replaces(judgement, rewritten, len(shown))
-        return self.replacement(request, judgement.rule, rewritten)
+        return self.replacement(exchange.request, judgement.rule, rewritten)
 
     def replacement(self, request: Request, rule: str | None, rewritten: Rewritten) -> Replacement:
         """A rewritten text in the shape its client can take, with the finish that its rule asks for."""
@@ -113,13 +124,12 @@ class Stations:
 
     async def _rewrite(
         self,
-        wire: WireFormat,
-        request: Request,
+        exchange: Exchange,
         judgement: Judgement,
         text: str,
         shown: str,
-        headers: Mapping[str, str],
     ) -> Rewritten:
+        request = exchange.request
         if judgement.mode is Mode.REFUSE or judgement.rule is None or request.structured:
             # A structured client parses what it gets: only a refusal has a place of its own there.
             return refuse(judgement.rule, self.compiled)
@@ -133,7 +143,7 @@ class Stations:
             rule=self.compiled.policy.rule(judgement.rule),
             text=text[len(shown) :],
             spans=spans,
-            ask=lambda guidance: self._ask_again(wire, request, guidance, headers),
+            ask=lambda guidance: self._ask_again(exchange, guidance),
             shown=request.prefill + shown,
             whole=all(finding.kind is PartKind.TEXT for finding in flagged),
         )
@@ -146,10 +156,9 @@ class Stations:
             score_timeout=self.limits.score_timeout,
         )
 
-    async def _ask_again(
-        self, wire: WireFormat, request: Request, guidance: str, headers: Mapping[str, str]
-    ) -> tuple[str, Usage]:
-        answer = await self._upstream.send(wire.PATH, wire.ask_again(request, guidance), headers)
+    async def _ask_again(self, exchange: Exchange, guidance: str) -> tuple[str, Usage]:
+        wire = exchange.wire
+        answer = await self._upstream.send(wire.PATH, wire.ask_again(exchange.request, guidance), exchange.headers)
         raw = await read_body(answer.stream, self.limits.response_bytes)
         if answer.status != 200:
             raise UpstreamError(f"the upstream answered {answer.status} to the request for a safe completion")

@@ -6,22 +6,19 @@ upstream's part in that choice: what was released stays, a bridge and the replac
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from guardrail.case import Case
-from guardrail.conversation import PartKind, Request, StreamEvent, Usage
+from guardrail.conversation import PartKind, StreamEvent, Usage
 from guardrail.decision import Finding, Judgement, waived
 from guardrail.errors import GuardrailError, UpstreamError
 from guardrail.policy import Mode
 from guardrail.rewriting import bridge
 from guardrail.scoring import Verdict
-from guardrail.stations import Stations, check_choices
+from guardrail.stations import Exchange, Stations, check_choices
 from guardrail.streaming import Cleared, Holdback, Schedule, Window
 from guardrail.upstream import UpstreamResponse
-from guardrail.wire import WireFormat
-from guardrail.wire.fields import write_error
-from guardrail.wire.sse import Frame, SSEReader, write_frame
+from guardrail.wire.sse import Frame, SSEReader
 
 EVENT_STREAM = "text/event-stream"
 
@@ -30,22 +27,18 @@ class GuardedStream:
     def __init__(
         self,
         stations: Stations,
-        case: Case,
-        wire: WireFormat,
-        request: Request,
+        exchange: Exchange,
         answer: UpstreamResponse,
-        headers: Mapping[str, str],
     ) -> None:
         self._stations = stations
-        self._case = case
-        self._wire = wire
-        self._request = request
+        self._exchange = exchange
+        self._case = exchange.case
+        self._request = exchange.request
+        self._wire = exchange.open_stream()
         self._answer = answer
-        self._headers = headers
         policy = stations.compiled.policy
         self._waived = waived(policy)
-        self._hold = Holdback(wire.strip, Schedule(tail=policy.streaming.tail, held=stations.limits.held_bytes))
-        self._like: StreamEvent | None = None
+        self._hold = Holdback(self._wire.strip, Schedule(tail=policy.streaming.tail, held=stations.limits.held_bytes))
         self._begun: set[int] = set()
         self._cleared: set[int] = set()
         self._finished: set[int] = set()
@@ -62,12 +55,12 @@ class GuardedStream:
             await self._finish("completed")
         except GuardrailError as error:
             await self._finish("failed")
-            yield write_frame(write_error(error))
+            yield self._wire.fail(error)
         except Exception:
             # A bug of ours: the client is told that this is no end, and it goes on to where bugs are logged.
             await self._finish("failed")
             failed = GuardrailError("the guard failed; the answer was cut short", code="internal_error")
-            yield write_frame(write_error(failed))
+            yield self._wire.fail(failed)
             raise
         finally:
             await self.aclose()
@@ -90,23 +83,20 @@ class GuardedStream:
     async def _guarded(self) -> AsyncGenerator[bytes, None]:
         async with aclosing(self._frames()) as frames:
             async for frame in frames:
-                event = self._wire.read_event(frame)
+                event = self._wire.read(frame)
                 for out in await self._take(event):
                     yield out
                 if event.done or self._is_decided():
                     break
         if not self._done and self._is_decided():
-            if self._request.include_usage and self._case.spent != Usage():
-                head = self._case.created, self._case.note()
-                yield self._wire.usage_event(self._like, self._request, self._case.spent, *head)
-            yield self._wire.DONE
+            yield self._wire.end(self._case.note(), (self._case.usage or Usage()) + self._case.spent)
         elif not self._done:
             for out in await self._end():
                 yield out
             if not self._begun or self._begun - self._finished - self._hold.gone:
                 raise UpstreamError("the upstream's stream ended before its answer did")
             if self._hold.gone:
-                yield self._wire.DONE  # the end of what we put in its place
+                yield self._wire.end(self._case.note())  # the end of what we put in its place
 
     async def _frames(self) -> AsyncGenerator[Frame, None]:
         reader = SSEReader()
@@ -127,24 +117,22 @@ class GuardedStream:
         self._finished.update(event.finished)
         if event.done:
             self._done = True
-            return [*await self._end(), event.raw]
+            return [*await self._end(), self._wire.write(event)]
         if event.usage is not None:
             self._case.usage = event.usage
         self._hold.push(event)
-        if event.body is not None and event.choices:
-            self._like = event
         out = []
         media = [piece for piece in event.pieces if piece.kind is PartKind.UNSCANNABLE]
         for index in {piece.choice for piece in media} - self._hold.gone:
             found = self._stations.unscannable(self._case, media[0].key)
             if found.mode is not Mode.DIRECT:
-                out += await self._intervene(index, [found])
+                out.append(await self._intervene(index, [found]))
         out += await self._settle()
         if self._hold.overfull:
             full = Finding(PartKind.UNKNOWN, "", Mode.REFUSE, None, None, verdict=Verdict.ERROR)
             self._case.meets(full)
             for index in self._hold.open:
-                out += await self._intervene(index, [full])
+                out.append(await self._intervene(index, [full]))
             out += self._write(self._hold.release())
         return out
 
@@ -169,7 +157,7 @@ class GuardedStream:
                     self._case.passes(Judgement(index, Mode.DIRECT, None, None, (finding,), drop_reasoning=True))
                 else:
                     flagged.setdefault(index, []).append(finding)
-            replacements = [frame for index, found in flagged.items() for frame in await self._intervene(index, found)]
+            replacements = [await self._intervene(index, found) for index, found in flagged.items()]
             out += self._write(self._hold.release(cleared))
             out += replacements
         return out
@@ -183,34 +171,23 @@ class GuardedStream:
                 self._worst[index] = max(self._worst.get(index, 0.0), finding.value)
         return findings
 
-    async def _intervene(self, index: int, findings: list[Finding]) -> list[bytes]:
-        """Ends the upstream's part in a choice; gives the frames that end it for the client."""
+    async def _intervene(self, index: int, findings: list[Finding]) -> bytes:
+        """Ends the upstream's part in a choice; gives the rest of it for the client."""
         worst = max(findings, key=lambda found: (found.mode.strictness, found.value or 0.0))
         judgement = Judgement(index, worst.mode, worst.rule, worst.value, tuple(findings))
-        text, begun = self._hold.text(index), self._hold.begun(index)
+        text = self._hold.text(index)
         shown = self._hold.drop(index)
-        replacement = await self._stations.replace(
-            self._case, self._wire, self._request, judgement, text, shown, self._headers
-        )
-        return self._wire.replace_events(
-            self._like,
-            self._request,
-            index,
-            replacement,
-            self._case.note(),
-            created=self._case.created,
-            begun=begun,
-            prefix="" if replacement.as_refusal else bridge(shown),
-        )
+        replacement = await self._stations.replace(self._exchange, judgement, text, shown)
+        prefix = "" if replacement.as_refusal else bridge(shown)
+        return self._wire.replace(index, replacement, self._case.note(), prefix)
 
     def _write(self, events: list[StreamEvent]) -> list[bytes]:
         out = []
         for event in events:
-            if self._hold.unreasoned.intersection(event.finished):
-                event = self._wire.noted(event, self._case.note())
-            if event.usage is not None and self._case.spent != Usage():
-                event = self._wire.with_usage(event, event.usage + self._case.spent)
-            out.append(event.raw)
+            noted = self._hold.unreasoned.intersection(event.finished)
+            spent = event.usage is not None and self._case.spent != Usage()
+            usage = event.usage + self._case.spent if event.usage is not None and spent else None
+            out.append(self._wire.write(event, self._case.note() if noted else None, usage))
         return out
 
     def _is_decided(self) -> bool:
@@ -225,8 +202,9 @@ class GuardedStream:
 class RelayedStream:
     """A stream that nobody judges, passed on as it comes."""
 
-    def __init__(self, case: Case, answer: UpstreamResponse) -> None:
-        self._case = case
+    def __init__(self, exchange: Exchange, answer: UpstreamResponse) -> None:
+        self._exchange = exchange
+        self._case = exchange.case
         self._answer = answer
 
     async def run(self) -> AsyncGenerator[bytes, None]:
@@ -236,7 +214,7 @@ class RelayedStream:
             self._case.close("completed", 200)
         except GuardrailError as error:
             self._case.close("failed", 200)
-            yield write_frame(write_error(error))
+            yield self._exchange.open_stream().fail(error)
         finally:
             await self.aclose()
 

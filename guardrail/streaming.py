@@ -99,7 +99,6 @@ class Holdback:
         self._queue: deque[_Held] = deque()
         self._gone: set[int] = set()
         self._unreasoned: set[int] = set()
-        self._begun: set[int] = set()
         self.held_bytes = 0
 
     def push(self, event: StreamEvent) -> None:
@@ -117,6 +116,9 @@ class Holdback:
             lane.text += piece.text
             lane.last = piece.text
             held.needs[key] = len(lane.text)
+        for index, call in event.ended:
+            if (index, PartKind.TOOL_CALL, call) in self._lanes:
+                self._lanes[index, PartKind.TOOL_CALL, call].ended = True
         self._queue.append(held)
         self.held_bytes += len(event.raw)
         for index in event.finished:
@@ -162,7 +164,6 @@ class Holdback:
             self.held_bytes -= len(event.raw)
             left = self._strip(event, self._gone, self._unreasoned)
             if left is not None:
-                self._begun.update(left.choices)
                 free.append(left)
         return free
 
@@ -181,10 +182,6 @@ class Holdback:
         """Gives up a choice's reasoning; its other parts go on."""
         self._unreasoned.add(index)
         self._forget({key for key in self._lanes if key[0] == index and key[1] is PartKind.REASONING})
-
-    def begun(self, index: int) -> bool:
-        """Whether anything of the choice is on the wire."""
-        return index in self._begun
 
     @property
     def gone(self) -> frozenset[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -228,6 +229,17 @@ def test_unknown_fields() -> None:
     assert looked == [long]  # once, although each event says it; never what stays short
 
 
+def test_a_call_that_ended_leaves_before_its_choice_does() -> None:
+    driver = Driver(SMALL)
+    first, rest = call('{"a": ', name="f"), replace(call("1}"), ended=((0, "0"),))
+    assert driver.feed(first) == []
+    assert driver.feed(rest) == [first, rest]
+    more = call(" and more")
+    assert driver.feed(more) == []  # it had not ended after all
+    assert driver.feed(end()) == [more, end()]
+    assert [window.text for window in driver.windows] == ['f\n{"a": 1}', 'f\n{"a": 1} and more']
+
+
 def test_a_dropped_choice_is_cut_out() -> None:
     driver = Driver(SMALL)
     driver.feed(say("Good day. ", 0), say("Hello. ", 0), event(delta(0, content="x"), delta(1, content="y")))
@@ -235,7 +247,6 @@ def test_a_dropped_choice_is_cut_out() -> None:
     assert driver.hold.text(0) == "Good day. Hello. x"
     assert driver.hold.drop(0) == "Good day. "
     assert (driver.hold.gone, driver.hold.open) == ({0}, {1})
-    assert (driver.hold.begun(0), driver.hold.begun(1)) == (True, False)
     driver.windows.clear()
     driver.feed(say("more", 0), end(0), say("z", 1), end(1))
     assert (said(driver.out, 0), said(driver.out, 1)) == ("Good day. ", "yz")

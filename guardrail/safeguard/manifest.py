@@ -31,7 +31,7 @@ class Source:
     transcript, of which the last user turn is the prompt). `per_question` and `most` cap the rows shown in an epoch.
     `family`: sources that share questions or makers, to be held out together. `levels`: a file beside the manifest, or
     beside those that ship, with labels by the row's id, which stand in for those in the rows; rows it does not name are
-    left out.
+    left out. An answer earlier in a transcript is named `ID.TURN`, turns counted from 0.
     """
 
     use: str = "answers"

@@ -11,8 +11,9 @@ import json
 import random
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ TARGETS = (0.0, 0.12, 0.75, 1.0)
 
 CONTENT_LETTERS = {"h": "hate", "a": "harassment", "s": "sexual", "v": "violence", "x": "self-harm"}
 
-_TURN = re.compile(r"\n\n(?:Human|Assistant): ?")
+_TURN = re.compile(r"(?:^|\n\n)(?:Human|Assistant): ?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +70,9 @@ def read_rows(manifest: Manifest) -> list[Row]:
                 levels[name] = read_levels(own if own.is_file() else MANIFESTS / source.levels)
             try:
                 row = _row(raw, name, source)
-                if source.levels:
-                    label = levels[name].get(str(raw.get("id")))
-                    if label is None:
-                        continue
-                    row = _graded(row, label)
+                rows += _graded_rows(row, raw, source, levels[name]) if source.levels else [row]
             except (TypeError, ValueError, AttributeError) as error:
                 raise ConfigError(f"{file.path}:{number}: {error}") from None
-            rows.append(row)
     return rows
 
 
@@ -160,7 +156,7 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _row(raw: dict[str, Any], name: str, source: Source) -> Row:
     prompt, response, goal = (_text(raw, key) for key in ("prompt", "response", "goal"))
     if source.use == "last_turn":
-        prompt = _TURN.split(prompt.removesuffix("\n\nAssistant:"))[-1].removeprefix("Human: ")
+        prompt = _turns(prompt)[-1]
     if source.use == "prompts":
         response = ""
     level = raw.get("level")
@@ -181,6 +177,22 @@ def _row(raw: dict[str, Any], name: str, source: Source) -> Row:
         weight=source.weight,
         level=level,
     )
+
+
+def _graded_rows(row: Row, raw: dict[str, Any], source: Source, labels: Mapping[str, str]) -> list[Row]:
+    """The answer, and those earlier in its transcript, as far as they have labels: by `ID`, and `ID.TURN` from 0 on."""
+    key = str(raw.get("id"))
+    rows = [_graded(row, labels[key])] if key in labels else []
+    if source.use == "last_turn":
+        for at, (asked, answer) in enumerate(pairwise(_turns(_text(raw, "prompt"))), 1):
+            if label := labels.get(f"{key}.{at}"):
+                rows.append(_graded(replace(row, prompt=asked, response=answer), label))
+    return rows
+
+
+def _turns(transcript: str) -> list[str]:
+    """What was said in turn; a text without speakers is one turn."""
+    return [turn.strip() for turn in _TURN.split(transcript.removesuffix("\n\nAssistant:")) if turn.strip()] or [""]
 
 
 def _graded(row: Row, label: str) -> Row:

@@ -6,15 +6,46 @@ from collections.abc import Collection, Mapping
 from typing import Protocol
 
 from guardrail.conversation import JSON, Replacement, Replacements, Request, Response, StreamEvent, Usage
+from guardrail.errors import GuardrailError
 from guardrail.wire import chat
 from guardrail.wire.sse import Frame
+
+
+class WireStream(Protocol):
+    """One stream in its format's grammar: reads the upstream's frames, writes the client's, and remembers what was
+    said, so that what is put in an answer's place can go on from there. `read` raises `UpstreamError`; the rest never
+    fails. `note` is the `guardrail` object.
+    """
+
+    def read(self, frame: Frame) -> StreamEvent: ...
+
+    def strip(self, event: StreamEvent, choices: Collection[int], reasoning: Collection[int]) -> StreamEvent | None:
+        """The event less the choices given up, and less the reasoning of others; None where nothing is left."""
+        ...
+
+    def write(self, event: StreamEvent, note: JSON | None = None, usage: Usage | None = None) -> bytes:
+        """A released event for the client: its own bytes, unless a note or another usage is to stand in it."""
+        ...
+
+    def replace(self, index: int, replacement: Replacement, note: JSON, prefix: str = "") -> bytes:
+        """The rest of a choice, after what was written of it."""
+        ...
+
+    def end(self, note: JSON, usage: Usage | None = None) -> bytes:
+        """What the upstream would have said at the end of the stream, had it not been cut off."""
+        ...
+
+    def fail(self, error: GuardrailError) -> bytes:
+        """The format's own frame for an error in the middle of a stream."""
+        ...
 
 
 class WireFormat(Protocol):
     """What a format's module offers. Readers raise `BadRequest` or `UpstreamError`; writers never fail."""
 
     PATH: str
-    DONE: bytes
+    HEADERS: frozenset[str]
+    """Request headers of this format that go upstream, beside those that every format has."""
 
     def read_request(self, raw: bytes) -> Request: ...
 
@@ -35,30 +66,11 @@ class WireFormat(Protocol):
 
     def make_response(self, request: Request, replacement: Replacement, note: JSON, created: int) -> bytes: ...
 
-    def read_event(self, frame: Frame) -> StreamEvent: ...
+    def open_stream(self, request: Request, created: int) -> WireStream: ...
 
-    def strip(self, event: StreamEvent, choices: Collection[int], reasoning: Collection[int]) -> StreamEvent | None: ...
-
-    def noted(self, event: StreamEvent, note: JSON) -> StreamEvent: ...
-
-    def with_usage(self, event: StreamEvent, usage: Usage) -> StreamEvent: ...
-
-    def replace_events(
-        self,
-        like: StreamEvent | None,
-        request: Request,
-        index: int,
-        replacement: Replacement,
-        note: JSON,
-        *,
-        created: int,
-        begun: bool,
-        prefix: str = "",
-    ) -> list[bytes]: ...
-
-    def usage_event(
-        self, like: StreamEvent | None, request: Request, usage: Usage, created: int, note: JSON
-    ) -> bytes: ...
+    def write_error(self, error: GuardrailError) -> bytes:
+        """The format's own body of an error."""
+        ...
 
 
 FORMATS: Mapping[str, WireFormat] = {chat.PATH: chat}

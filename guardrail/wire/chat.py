@@ -24,7 +24,7 @@ from guardrail.conversation import (
     StreamEvent,
     Usage,
 )
-from guardrail.errors import BadRequest, UpstreamError
+from guardrail.errors import BadRequest, GuardrailError, UpstreamError
 from guardrail.wire.fields import (
     expect,
     read_request_object,
@@ -34,10 +34,12 @@ from guardrail.wire.fields import (
     unknown_parts,
     write_json,
 )
+from guardrail.wire.fields import write_error as write_error
 from guardrail.wire.parts import REASONING, find_messages, pick_visible, read_pieces, read_unknown
 from guardrail.wire.sse import Frame, write_frame
 
 PATH = "/v1/chat/completions"
+HEADERS = frozenset({"openai-organization", "openai-project", "openai-beta"})
 
 # What our own part of a body takes over from the upstream's: nothing that could hold the answer a second time.
 _HEAD = ("id", "object", "created", "model", "service_tier", "system_fingerprint")
@@ -292,7 +294,9 @@ def read_event(frame: Frame) -> StreamEvent:
         pieces.extend(Piece(index, PartKind.UNKNOWN, text, path) for path, text in unknown if text)
         if choice.get("finish_reason"):
             finished.append(index)
-    return StreamEvent(_sayable(frame), body, tuple(pieces), tuple(choices), tuple(finished), read_usage(body))
+    return StreamEvent(
+        _sayable(frame), body, tuple(pieces), tuple(choices), finished=tuple(finished), usage=read_usage(body)
+    )
 
 
 def _sayable(frame: Frame) -> bytes:
@@ -348,41 +352,56 @@ def with_usage(event: StreamEvent, usage: Usage) -> StreamEvent:
     return _rewritten(event, {**event.body, "usage": {**event.body["usage"], **_write_usage(usage)}})
 
 
-def replace_events(
-    like: StreamEvent | None,
-    request: Request,
-    index: int,
-    replacement: Replacement,
-    note: JSON,
-    *,
-    created: int,
-    begun: bool,
-    prefix: str = "",
-) -> list[bytes]:
-    """The rest of a choice, as frames: its text as a delta, then its finish with the `guardrail` object.
-
-    `like` is any event of the same stream, for its id; `begun` says that the choice's role is on the wire already.
-    """
-    head = _chunk_head(like, request, note, created)
-    delta: JSON = {} if begun else {"role": "assistant"}
-    delta["refusal" if replacement.as_refusal else "content"] = prefix + replacement.text
-    text = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
-    end = {"index": index, "delta": {}, "logprobs": None, "finish_reason": replacement.finish}
-    return [
-        write_frame(write_json({**head, "choices": [text]})),
-        write_frame(write_json({**head, "choices": [end], "guardrail": note})),
-    ]
+def open_stream(request: Request, created: int) -> ChatStream:
+    return ChatStream(request, created)
 
 
-def usage_event(like: StreamEvent | None, request: Request, usage: Usage, created: int, note: JSON) -> bytes:
-    head = _chunk_head(like, request, note, created)
-    return write_frame(write_json({**head, "choices": [], "usage": _write_usage(usage)}))
+class ChatStream:
+    """`created` is for frames of a stream of which the upstream sent none."""
 
+    def __init__(self, request: Request, created: int) -> None:
+        self._request = request
+        self._created = created
+        self._like: JSON = {}
+        self._begun: set[int] = set()
 
-def _chunk_head(like: StreamEvent | None, request: Request, note: JSON, created: int) -> JSON:
-    head = _head(request, note, created, "chat.completion.chunk")
-    source = (like.body if like is not None else None) or {}
-    return head | {name: source[name] for name in _HEAD if name in source}
+    def read(self, frame: Frame) -> StreamEvent:
+        event = read_event(frame)
+        if event.body is not None and event.choices:
+            self._like = event.body
+        return event
+
+    def strip(self, event: StreamEvent, choices: Collection[int], reasoning: Collection[int]) -> StreamEvent | None:
+        return strip(event, choices, reasoning)
+
+    def write(self, event: StreamEvent, note: JSON | None = None, usage: Usage | None = None) -> bytes:
+        self._begun.update(event.choices)
+        if note is not None:
+            event = noted(event, note)
+        return (event if usage is None else with_usage(event, usage)).raw
+
+    def replace(self, index: int, replacement: Replacement, note: JSON, prefix: str = "") -> bytes:
+        """Its text as a delta, then its finish with the `guardrail` object."""
+        delta: JSON = {} if index in self._begun else {"role": "assistant"}
+        delta["refusal" if replacement.as_refusal else "content"] = prefix + replacement.text
+        text = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+        end = {"index": index, "delta": {}, "logprobs": None, "finish_reason": replacement.finish}
+        head = self._head(note)
+        return write_frame(write_json({**head, "choices": [text]})) + write_frame(
+            write_json({**head, "choices": [end], "guardrail": note})
+        )
+
+    def end(self, note: JSON, usage: Usage | None = None) -> bytes:
+        if usage is None or not self._request.include_usage:
+            return DONE
+        return write_frame(write_json({**self._head(note), "choices": [], "usage": _write_usage(usage)})) + DONE
+
+    def fail(self, error: GuardrailError) -> bytes:
+        return write_frame(write_error(error))
+
+    def _head(self, note: JSON) -> JSON:
+        head = _head(self._request, note, self._created, "chat.completion.chunk")
+        return head | {name: self._like[name] for name in _HEAD if name in self._like}
 
 
 DONE = write_frame(b"[DONE]")

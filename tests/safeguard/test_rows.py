@@ -84,6 +84,19 @@ def test_levels_beside_the_manifest_stand_in_for_labels(manifest: Make, tmp_path
     assert (second.harmful, second.level, second.refusal, second.weight) == (False, 0, True, 1.0)
 
 
+def test_labels_reach_answers_earlier_in_a_transcript(manifest: Make, tmp_path: Path) -> None:
+    talk = "\n\nHuman: Hello\n\nAssistant: Hi there\n\nHuman: How do I bake?\n\nAssistant:"
+    (tmp_path / "levels.tsv").write_text("first-1\t0\nfirst-1.1\t2\nfirst-2.1\t3\n")
+    use = "first: {use: last_turn, levels: levels.tsv}"
+    last, early, other = read_rows(
+        manifest({"prompt": talk, "response": "With flour."}, {"id": "first-2", "prompt": talk}, sources=use)
+    )
+    assert (last.prompt, last.response, last.level) == ("How do I bake?", "With flour.", 0)
+    assert (early.prompt, early.response, early.level) == ("Hello", "Hi there", 2)
+    assert other.level == 3
+    assert last.group == early.group == other.group  # held out together
+
+
 @pytest.mark.parametrize("change", [{"prompt": 7}, {"label_harm_response": "yes"}, {"level": 9}])
 def test_a_row_that_cannot_be_used_is_named_by_its_line(manifest: Make, change: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"rows\.jsonl\.gz:2: "):

@@ -458,8 +458,13 @@ def test_a_replacement_streams_as_the_sdk_reads_it(
     refusal: str | None,
     finish: str,
 ) -> None:
-    frames = chat.replace_events(like, request(), 2, replacement, NOTE, created=9, begun=begun, prefix="... ")
-    bodies = [json.loads(frame.data or b"") for raw in frames for frame in SSEReader().push(raw)]
+    stream = chat.open_stream(request(), 9)
+    if like is not None:
+        stream.read(parse_frame(like.raw))
+    if begun:
+        stream.write(chunk(delta(2, content="a")))
+    raw = stream.replace(2, replacement, NOTE, prefix="... ")
+    bodies = [json.loads(frame.data or b"") for frame in SSEReader().push(raw)]
     text, end = [ChatCompletionChunk.model_validate(body) for body in bodies]
     said = text.choices[0].delta
     assert (said.content, said.refusal) == (content and f"... {content}", refusal and f"... {refusal}")
@@ -472,9 +477,13 @@ def test_a_replacement_streams_as_the_sdk_reads_it(
 
 
 def test_usage_comes_in_a_last_chunk() -> None:
-    request = chat.read_request(b'{"model": "m", "messages": [{"role": "user", "content": "Hi"}]}')
+    asked = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], "stream_options": {"include_usage": True}}
     for like, name in ((LIKE, "c1"), (None, "chatcmpl-dec_1")):
-        (frame,) = SSEReader().push(chat.usage_event(like, request, Usage(1, 2), 7, {"decision": "dec_1"}))
+        stream = chat.open_stream(chat.read_request(json.dumps(asked).encode()), 7)
+        if like is not None:
+            stream.read(parse_frame(like.raw))
+        frame, done = SSEReader().push(stream.end({"decision": "dec_1"}, Usage(1, 2)))
+        assert done.data == b"[DONE]"
         read = ChatCompletionChunk.model_validate_json(frame.data or b"")
         assert (read.id, read.choices) == (name, [])
     assert read.usage is not None
