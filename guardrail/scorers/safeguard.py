@@ -1,8 +1,8 @@
 """The embedded safeguard as a scorer: passages in, calibrated scores, spans and routing embeddings out.
 
-The steps are `guardrail.safeguard.judge`'s; here they run off the event loop: tokenising in one thread, the network
-in another, behind a queue that reads many callers' windows together. torch loads when the scorer does, not when this
-file is imported.
+The steps are `guardrail.safeguard.judge`'s; here they run off the event loop, behind two queues that take many callers'
+texts together: one cuts them into windows, one reads the windows. torch loads when the scorer does, not when this file
+is imported.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from guardrail.scorers.batching import BatchQueue
 from guardrail.scoring import Passage, Score, Vector
 
 if TYPE_CHECKING:
-    from guardrail.safeguard.judge import Input, Judge, Output
+    from guardrail.safeguard.judge import Input, Judge, Output, Plan
 
 BATCH_TOKENS = 1024
 EMBEDDED_TOKENS = 256
 QUEUE_WINDOWS = 16384  # of which one flow may have half
+BATCH_CHARACTERS = 1 << 16
+QUEUE_PASSAGES = 4096
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
@@ -40,7 +42,13 @@ class SafeguardScorer:
     def __init__(self, judge: Judge, fingerprint: str) -> None:
         self._judge = judge
         self._fingerprint = fingerprint
-        self._tokenising = ThreadPoolExecutor(1, thread_name_prefix="tokenise")
+        self._combining = ThreadPoolExecutor(1, thread_name_prefix="combine")
+        self._passages: BatchQueue[Passage, Plan] = BatchQueue(
+            judge.plan,
+            lambda passage: len(passage.text) - passage.start,
+            budget=BATCH_CHARACTERS,
+            capacity=QUEUE_PASSAGES,
+        )
         self._queue: BatchQueue[Input, Output] = BatchQueue(
             judge.read, lambda given: given.size, budget=BATCH_TOKENS, capacity=QUEUE_WINDOWS
         )
@@ -69,9 +77,10 @@ class SafeguardScorer:
         return self._fingerprint
 
     async def score(self, passages: Sequence[Passage]) -> list[Score]:
-        plans = await self._off_loop(self._judge.plan, passages)
+        flow = passages[0].flow if passages else ""
+        plans = await self._passages.submit(passages, flow)
         inputs = [given for plan in plans for given in plan.inputs]
-        outputs = await self._queue.submit(inputs, passages[0].flow if passages else "")
+        outputs = await self._queue.submit(inputs, flow)
         return await self._off_loop(lambda made: self._judge.combine(plans, made), outputs)
 
     async def embed(self, texts: Sequence[str]) -> Vector:
@@ -86,11 +95,12 @@ class SafeguardScorer:
 
     def close(self) -> None:
         """Fail who waits, end the threads. Safe to call twice."""
+        self._passages.close()
         self._queue.close()
-        self._tokenising.shutdown(wait=True)
+        self._combining.shutdown(wait=True)
 
     async def _off_loop(self, step: Callable[[Given], Made], given: Given) -> Made:
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._tokenising, step, given)
+            return await asyncio.get_running_loop().run_in_executor(self._combining, step, given)
         except Exception as error:  # its message may hold text, so only its type goes on
             raise ScorerError(f"the safeguard failed: {type(error).__name__}") from None
