@@ -11,7 +11,7 @@ import contextvars
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import aclosing, asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -27,7 +27,7 @@ from guardrail.record import MemoryRecorder
 from guardrail.stations import read_body
 from guardrail.telemetry import Telemetry
 from guardrail.upstream import Upstream
-from guardrail.wire import FORMATS, WireFormat, chat
+from guardrail.wire import FORMATS, VERDICTS, VerdictFormat, WireFormat, chat
 from guardrail.wire.fields import write_error, write_json
 
 _log = logging.getLogger("guardrail.app")
@@ -36,6 +36,8 @@ _log = logging.getLogger("guardrail.app")
 _FORWARDED = frozenset({"authorization", "content-type", "idempotency-key"})
 
 Build = Callable[[], Awaitable[Guard]]
+Ask = Callable[[Guard, bytes], Awaitable[Reply]]
+Format = TypeVar("Format")
 
 
 class Server:
@@ -83,16 +85,30 @@ class Server:
             self._on_failure()
 
     async def complete(self, request: Request, wire: WireFormat) -> Response:
+        headers = _forwarded(request, wire.HEADERS)
+        return await self._answer(request, wire, lambda guard, raw: guard.handle(wire, raw, headers))
+
+    async def judge(self, request: Request, wire: VerdictFormat) -> Response:
+        self._check_operator("verdicts are given to the operator only")  # exact scores are an oracle
+        return await self._answer(request, wire, lambda guard, raw: guard.give_verdicts(wire, raw))
+
+    async def _answer(self, request: Request, wire: WireFormat | VerdictFormat, ask: Ask) -> Response:
         if self._guard is None:
-            return _error(_not_ready())
+            return _error(_not_ready(), wire.PATH)
         try:
             raw = await _read_request(request, self._settings.max_request_bytes)
         except GuardrailError as error:
-            return _respond(self._guard.turn_away(wire, error))
-        headers = _forwarded(request, wire.HEADERS)
+            return _respond(self._guard.turn_away(wire, error), self._settings.client_timeout)
         with self._telemetry.incoming(request.headers.get("traceparent")):
-            reply = await _unless_gone(request, self._guard.handle(wire, raw, headers))
-            return _respond(reply) if reply is not None else Response(status_code=499)  # read by nobody
+            reply = await _unless_gone(request, ask(self._guard, raw))
+            return (
+                _respond(reply, self._settings.client_timeout) if reply is not None else Response(status_code=499)
+            )  # read by nobody
+
+    def _check_operator(self, refusal: str) -> None:
+        # With no tenants, a caller on loopback is the operator; beyond loopback nobody is.
+        if not is_loopback(self._settings.host):
+            raise NotFound(refusal)
 
     async def models(self, request: Request) -> Response:
         answer = await self._upstream.send("/v1/models", b"", _forwarded(request, chat.HEADERS))
@@ -115,9 +131,7 @@ class Server:
         return Response(body, headers={"content-type": media_type})
 
     async def decision(self, request: Request) -> Response:
-        # With no tenants, a caller on loopback is the operator; beyond loopback nobody is.
-        if not is_loopback(self._settings.host):
-            raise NotFound("decisions are shown to the operator only")
+        self._check_operator("decisions are shown to the operator only")
         record = self._kept.find(request.path_params["id"])
         if record is None:
             raise NotFound("no such decision, or one that is no longer kept")
@@ -138,13 +152,8 @@ def create_app(
     """
     server = Server(build, upstream, telemetry, kept, settings, on_failure)
 
-    def endpoint(wire: WireFormat) -> Callable[[Request], Awaitable[Response]]:
-        async def complete(request: Request) -> Response:
-            return await server.complete(request, wire)
-
-        return complete
-
-    routes = [Route(path, endpoint(wire), methods=["POST"]) for path, wire in FORMATS.items()]
+    routes = [Route(path, _endpoint(server.complete, wire), methods=["POST"]) for path, wire in FORMATS.items()]
+    routes += [Route(path, _endpoint(server.judge, wire), methods=["POST"]) for path, wire in VERDICTS.items()]
     routes += [
         Route("/v1/models", server.models, methods=["GET"]),
         Route("/v1/guardrail/decisions/{id}", server.decision, methods=["GET"]),
@@ -156,10 +165,22 @@ def create_app(
     return Starlette(routes=routes, lifespan=server.lifespan, exception_handlers=handlers)
 
 
-class _StreamResponse(Response):
-    """Sends a guarded stream and closes it, whether the client read it all, left, or never read at all."""
+def _endpoint(
+    answer: Callable[[Request, Format], Awaitable[Response]], wire: Format
+) -> Callable[[Request], Awaitable[Response]]:
+    async def endpoint(request: Request) -> Response:
+        return await answer(request, wire)
 
-    def __init__(self, reply: Reply, stream: Stream) -> None:
+    return endpoint
+
+
+class _StreamResponse(Response):
+    """Sends a guarded stream and closes it, whether the client read it all, left, or never read at all. One that reads
+    nothing for `patience` seconds has left.
+    """
+
+    def __init__(self, reply: Reply, stream: Stream, patience: float) -> None:
+        self._patience = patience
         self.status_code = reply.status
         self.background = None
         self._stream = stream
@@ -186,7 +207,11 @@ class _StreamResponse(Response):
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         async with aclosing(self._stream.run()) as chunks:
             async for chunk in chunks:
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                try:
+                    async with asyncio.timeout(self._patience):
+                        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                except TimeoutError:
+                    return  # the server closes the connection of an answer that did not end
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
@@ -229,10 +254,10 @@ def _forwarded(request: Request, more: Collection[str]) -> dict[str, str]:
     return {name: value for name, value in request.headers.items() if name in _FORWARDED or name in more}
 
 
-def _respond(reply: Reply) -> Response:
+def _respond(reply: Reply, patience: float) -> Response:
     if isinstance(reply.body, bytes):
         return Response(reply.body, reply.status, headers=dict(reply.headers))
-    return _StreamResponse(reply, reply.body)
+    return _StreamResponse(reply, reply.body, patience)
 
 
 def _json(body: dict[str, Any], status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -245,16 +270,18 @@ def _not_ready() -> GuardrailError:
     return error
 
 
-def _error(error: GuardrailError) -> Response:
+def _error(error: GuardrailError, path: str) -> Response:
+    """An error in the shape of the path's format; where there is none, in OpenAI's."""
+    write = FORMATS[path].write_error if path in FORMATS else write_error
     head = {"content-type": "application/json"}
     if error.status == 503:
         head["retry-after"] = "1"
-    return Response(write_error(error), error.status, head)
+    return Response(write(error), error.status, head)
 
 
-async def _on_error(_: Request, error: Exception) -> Response:
+async def _on_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, GuardrailError)  # noqa: S101 - Starlette's handler table promises it
-    return _error(error)
+    return _error(error, request.url.path)
 
 
 async def _on_http(request: Request, error: Exception) -> Response:
@@ -264,10 +291,11 @@ async def _on_http(request: Request, error: Exception) -> Response:
     )
     found = NotFound(message)
     found.status = error.status_code
-    return _error(found)
+    return _error(found, request.url.path)
 
 
-async def _on_bug(_: Request, error: Exception) -> Response:
+async def _on_bug(request: Request, error: Exception) -> Response:
     # The type alone: a message may hold the text that caused it.
     _log.error("unexpected error", extra={"error": type(error).__name__})
-    return _error(GuardrailError("the guard failed; the answer was not sent", code="internal_error"))
+    failed = GuardrailError("the guard failed; the answer was not sent", code="internal_error")
+    return _error(failed, request.url.path)

@@ -79,6 +79,8 @@ async def build_guard(
     limits = Limits(
         response_bytes=settings.max_response_bytes,
         held_bytes=settings.max_held_bytes,
+        all_held_bytes=settings.max_all_held_bytes,
+        heartbeat=settings.heartbeat,
         score_timeout=settings.score_timeout,
         rewrite_timeout=settings.rewrite_timeout,
         unscannable=settings.unscannable,

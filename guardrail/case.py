@@ -31,6 +31,8 @@ class Case:
         self.spent = Usage()
         self.windows = 0
         self.characters = 0
+        self.text_characters = 0
+        self.held_bytes = 0
         self.prompt_rule: str | None = None
         self.prompt_value: float | None = None
         self.observing: asyncio.Task[Finding] | None = None
@@ -71,9 +73,11 @@ class Case:
             judgement.index, mode, rule, judgement.value, by, judgement.value, None
         )
 
-    def flags(self, judgement: Judgement) -> None:
-        """A choice that is about to be replaced: on record as judged, should there be no time for more."""
-        self._choices[judgement.index] = ChoiceRecord(judgement.index, judgement.mode, judgement.rule, judgement.value)
+    def flags(self, judgement: Judgement, by: str | None = None, released: int | None = None) -> None:
+        """A choice over its band: about to be replaced, on record should there be no time for more; or let go."""
+        self._choices[judgement.index] = ChoiceRecord(
+            judgement.index, judgement.mode, judgement.rule, judgement.value, by, released_characters=released
+        )
 
     def replaces(self, judgement: Judgement, rewritten: Rewritten, released: int) -> None:
         self._noted.add(judgement.index)
@@ -96,6 +100,9 @@ class Case:
                 yield
         finally:
             self._timings[station] = self._timings.get(station, 0.0) + (time.perf_counter() - begun) * 1000
+
+    def spends(self, station: str, seconds: float) -> None:
+        self._timings[station] = seconds * 1000
 
     @property
     def mode(self) -> Mode:
@@ -155,6 +162,8 @@ class Case:
                 timings=self._timings,
                 windows=self.windows,
                 characters=self.characters,
+                text_characters=self.text_characters,
+                held_bytes=self.held_bytes,
                 usage=self.usage or Usage(),
                 spent=self.spent,
             )

@@ -52,6 +52,9 @@ class Settings:
     max_request_bytes: int = _setting(20 << 20, "largest request body")
     max_response_bytes: int = _setting(32 << 20, "largest upstream answer, plain or streamed")
     max_held_bytes: int = _setting(4 << 20, "most bytes of one stream held back before they are judged")
+    max_all_held_bytes: int = _setting(256 << 20, "most bytes that all streams together hold back")
+    heartbeat: float = _setting(15.0, "seconds of silence after which a stream gets an SSE comment; 0 for never")
+    client_timeout: float = _setting(120.0, "seconds a client may take to read what was sent before it counts as gone")
     otlp_endpoint: str = _setting("", "OTLP/HTTP collector for spans, e.g. http://127.0.0.1:4318")
     log_format: str = _setting("json", "`json` or `text`, on standard error")
     log_level: str = _setting("info", "`debug`, `info`, `warning` or `error`")
@@ -92,7 +95,7 @@ _CHOICES = {
 }
 # Where the settings file, the demo model's cache and the examples' base URL stand.
 _NOT_SETTINGS = ("GUARDRAIL_CONFIG", "GUARDRAIL_CACHE", "GUARDRAIL_URL")
-_MAY_BE_ZERO = ("threads", "port")
+_MAY_BE_ZERO = ("threads", "port", "heartbeat")
 _TYPES: Mapping[str, type | tuple[type, ...]] = {"str": str, "int": int, "float": (int, float), "bool": bool}
 
 

@@ -70,7 +70,8 @@ class Response:
 @dataclass(frozen=True, slots=True)
 class Request:
     """What the caller asks. `prompt` is the last user turn's text; `prefill` an assistant turn that the answer goes on
-    from, which counts as answer. `structured` is set where the client will parse the answer by a schema.
+    from, which counts as answer. `structured` is set where the client will parse the answer by a schema. `each` has one
+    request for each of several prompts that are asked at once: the choices answer them in turn, as many each.
     """
 
     raw: bytes
@@ -82,24 +83,30 @@ class Request:
     include_usage: bool = False
     structured: bool = False
     choices: int = 1
+    each: tuple[Request, ...] = ()
+
+    def of(self, index: int) -> Request:
+        """What a choice answers."""
+        return self.each[index * len(self.each) // self.choices] if self.each else self
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """The text that one stream event adds to one part."""
+    """The text that one stream event adds to one part; a part that is `whole` leaves whole or not at all."""
 
     choice: int
     kind: PartKind
     text: str
     key: str = ""
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class StreamEvent:
     """One event of the upstream's stream, kept whole. `raw` is its frame as it arrived, blank line included.
 
-    `ended` names the tool calls that are whole with it, by choice and key; `finished` the choices that end with it;
-    `done` marks the end of the stream.
+    `ended` names the calls and other keyed parts that are whole with it, by choice and key; `finished` the choices that
+    end with it; `done` marks the end of the stream.
     """
 
     raw: bytes

@@ -9,10 +9,9 @@ the bytes it came in. Streams take the same stations at another tempo: see `guar
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
-from weakref import WeakSet
 
 from guardrail.case import Case
 from guardrail.compiled import Compiled
@@ -24,14 +23,15 @@ from guardrail.record import Recorder
 from guardrail.rewriting import Rewriter, instruction, refuse
 from guardrail.scoring import Scorer, Verdict
 from guardrail.stations import Exchange, Limits, Stations, check_choices, read_body
-from guardrail.stream import EVENT_STREAM, GuardedStream, RelayedStream
+from guardrail.stream import EVENT_STREAM, Crowd, GuardedStream, RelayedStream
 from guardrail.telemetry import Telemetry
 from guardrail.upstream import Upstream, UpstreamResponse
-from guardrail.wire import WireFormat
+from guardrail.verdicts import judge_texts
+from guardrail.wire import VerdictFormat, WireFormat
 
 # What comes back of the upstream's headers (DESIGN: what the client sees); never an encoding or a cookie.
-_RETURNED = ("content-type", "retry-after", "x-request-id")
-_RETURNED_PREFIX = "x-ratelimit-"
+_RETURNED = ("content-type", "retry-after", "x-request-id", "request-id")
+_RETURNED_PREFIXES = ("x-ratelimit-", "anthropic-ratelimit-")
 _LONGEST_HEADER = 200
 
 
@@ -70,16 +70,44 @@ class Guard:
         self._recorder = recorder
         self._telemetry = telemetry
         self._limits = limits or Limits()
-        self._streams: WeakSet[GuardedStream] = WeakSet()
+        self._crowd = Crowd(self._limits.all_held_bytes)
         self._stations = Stations(compiled, scorer, upstream, self._limits, rewriters) if scorer else None
 
     async def handle(self, wire: WireFormat, raw: bytes, headers: Mapping[str, str]) -> Reply:
         """Answers one request; `headers` are what may go upstream. Errors become replies in the format's own shape."""
-        case = Case(wire.PATH, self._compiled, self._recorder, self._telemetry)
-        try:
+        case = self._open(wire)
+
+        async def answer() -> Reply:
             request = wire.read_request(raw)
             case.reads(request)
-            reply = await self._answer(Exchange(case, wire, request, headers))
+            return await self._answer(Exchange(case, wire, request, headers))
+
+        return await self._recorded(case, wire, answer)
+
+    async def give_verdicts(self, wire: VerdictFormat, raw: bytes) -> Reply:
+        """Judges texts that the caller brings; no upstream is asked."""
+        case = self._open(wire)
+
+        async def judge() -> Reply:
+            asked = wire.read_texts(raw)
+            case.reads(asked.request)
+            if self._stations is None:
+                raise ScorerError("the safeguard is off: there is no verdict", code="safeguard_off")
+            judged = await judge_texts(self._stations, case, asked)
+            body = wire.write_verdicts(judged, {"decision": case.id, **self.describe()})
+            return Reply(200, {"content-type": "application/json", **case.headers(with_mode=True)}, body)
+
+        return await self._recorded(case, wire, judge)
+
+    def _open(self, wire: WireFormat | VerdictFormat) -> Case:
+        return Case(wire.PATH, self._compiled, self._recorder, self._telemetry)
+
+    async def _recorded(
+        self, case: Case, wire: WireFormat | VerdictFormat, answer: Callable[[], Awaitable[Reply]]
+    ) -> Reply:
+        """The answer, or the reply that an error becomes; either way it ends in a record."""
+        try:
+            reply = await answer()
         except UpstreamRejected as error:
             case.close("upstream_error", error.status)
             return Reply(error.status, {**error.headers, **case.headers()}, error.body)
@@ -93,11 +121,11 @@ class Guard:
             case.close("completed", reply.status)
         return reply
 
-    def turn_away(self, wire: WireFormat, error: GuardrailError) -> Reply:
+    def turn_away(self, wire: WireFormat | VerdictFormat, error: GuardrailError) -> Reply:
         """The reply to a request that could not even be read; it is on record like any other."""
-        return self._turn_away(Case(wire.PATH, self._compiled, self._recorder, self._telemetry), wire, error)
+        return self._turn_away(self._open(wire), wire, error)
 
-    def _turn_away(self, case: Case, wire: WireFormat, error: GuardrailError) -> Reply:
+    def _turn_away(self, case: Case, wire: WireFormat | VerdictFormat, error: GuardrailError) -> Reply:
         case.close("rejected" if error.status < 500 else "failed", error.status)
         head = {"content-type": "application/json", **case.headers()}
         if isinstance(error, ScorerError):
@@ -116,7 +144,7 @@ class Guard:
 
     def held_bytes(self) -> int:
         """What all open streams hold back by now."""
-        return sum(stream.held_bytes for stream in self._streams)
+        return self._crowd.held_bytes
 
     async def _answer(self, exchange: Exchange) -> Reply:
         stations, case, request = self._stations, exchange.case, exchange.request
@@ -138,8 +166,7 @@ class Guard:
             answer = await self._send(exchange, body)
         # The type is ours to say: under another one, or in another charset, the client would read another text.
         if request.stream and _media_type(answer) == EVENT_STREAM:
-            stream = GuardedStream(stations, exchange, answer)
-            self._streams.add(stream)
+            stream = GuardedStream(stations, exchange, answer, self._crowd)
             head = {"content-type": f"{EVENT_STREAM}; charset=utf-8", "cache-control": "no-cache"}
             return Reply(200, {**_returned(answer), **head, **case.headers()}, stream)
         raw = await read_body(answer.stream, self._limits.response_bytes)
@@ -175,8 +202,9 @@ class Guard:
     async def _judge(self, stations: Stations, case: Case, request: Request, response: Response) -> list[Judgement]:
         """One judgement a choice, from one call to the scorer for all their parts."""
         parts = [(choice.index, part) for choice in response.choices for part in choice.parts]
+        case.text_characters = sum(len(part.text) for _, part in parts)
         readable = [(index, part) for index, part in parts if part.kind is not PartKind.UNSCANNABLE and part.text]
-        passages = [stations.passage(request, part.kind, part.text) for _, part in readable]
+        passages = [stations.passage(request.of(index), part.kind, part.text) for index, part in readable]
         found = await stations.find(case, [(part.kind, part.key) for _, part in readable], passages)
         findings: dict[int, list[Finding]] = {choice.index: [] for choice in response.choices}
         for (index, _), finding in zip(readable, found, strict=True):
@@ -235,7 +263,7 @@ def _returned(answer: UpstreamResponse) -> dict[str, str]:
     return {
         name: value
         for name, value in answer.headers.items()
-        if (name in _RETURNED or name.startswith(_RETURNED_PREFIX))
+        if (name in _RETURNED or name.startswith(_RETURNED_PREFIXES))
         and len(value) <= _LONGEST_HEADER
         and value.isascii()
         and value.isprintable()

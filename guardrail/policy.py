@@ -160,16 +160,28 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Streaming:
-    """`tail` characters stay held back until the answer ends (DESIGN: streaming)."""
+    """`hold`: nothing leaves unscored, and `tail` characters stay held back until the answer ends. `lag`: at most `lag`
+    characters leave unscored. `after`: all of it leaves, and is judged for the record alone (DESIGN: streaming).
+    """
 
     mode: str = "hold"
     tail: int = 120
+    lag: int = 0
 
     def __post_init__(self) -> None:
-        if self.mode != "hold":
-            raise PolicyError(f"streaming mode must be hold, not {self.mode!r}")
-        if type(self.tail) is not int or not 0 <= self.tail <= 10_000:
-            raise PolicyError("streaming tail must be from 0 to 10000 characters")
+        if self.mode not in ("hold", "lag", "after"):
+            raise PolicyError(f"streaming mode must be hold, lag or after, not {self.mode!r}")
+        for name in ("tail", "lag"):
+            value = getattr(self, name)
+            if type(value) is not int or not 0 <= value <= 10_000:
+                raise PolicyError(f"streaming {name} must be from 0 to 10000 characters")
+        if bool(self.lag) is not (self.mode == "lag"):
+            raise PolicyError("streaming mode lag has a 'lag' of characters above 0, and no other mode has one")
+
+    @property
+    def ahead(self) -> int | None:
+        """How many unscored characters may leave; None where none may."""
+        return {"lag": self.lag, "after": 1 << 40}.get(self.mode)
 
 
 REWRITERS = ("upstream", "spans", "template")
@@ -276,7 +288,7 @@ def parse_policy(text: str) -> Policy:
     routing = _mapping(head.get("routing", {}), "'routing'")
     _known(routing, {"minimum_similarity"}, "'routing'")
     streaming = _mapping(head.get("streaming", {}), "'streaming'")
-    _known(streaming, {"mode", "tail"}, "'streaming'")
+    _known(streaming, {"mode", "tail", "lag"}, "'streaming'")
     return Policy(
         id=_text(head, "id"),
         version=str(_required(head, "version")),

@@ -72,7 +72,8 @@ class Record:
     `verdict` is `scored`, `error`, `unreadable` or `unscored`; `unreadable` says what kept text from being read
     (`script`, `language`, `encoded`, `unknown_tokens`, `media`), and is empty where nothing did. `outcome` is how the
     request ended: `completed`, `client_left`, `upstream_error`, `rejected` or `failed`. `spent` is the part of `usage`
-    that rewriting cost.
+    that rewriting cost. `characters` were scored, some of them twice, of `text_characters` that came; `held_bytes` is
+    the most that a stream held back at a time.
     """
 
     id: str
@@ -96,6 +97,8 @@ class Record:
     timings: Mapping[str, float] = field(default_factory=dict)
     windows: int = 0
     characters: int = 0
+    text_characters: int = 0
+    held_bytes: int = 0
     usage: Usage = Usage()
     spent: Usage = Usage()
     unreadable: str = ""
@@ -126,6 +129,8 @@ class Record:
             "timings": {station: round(spent, 3) for station, spent in self.timings.items()},
             "windows": self.windows,
             "characters": self.characters,
+            "text_characters": self.text_characters,
+            "held_bytes": self.held_bytes,
             "usage": {"prompt": self.usage.prompt, "completion": self.usage.completion},
             "spent": {"prompt": self.spent.prompt, "completion": self.spent.completion},
         }

@@ -16,7 +16,7 @@ from guardrail.decision import Finding, Judgement, find
 from guardrail.errors import ScorerError, UpstreamError
 from guardrail.policy import Mode, OnError
 from guardrail.rewriting import BUILT_IN, Draft, Rewriter, Rewritten, refuse, rewrite
-from guardrail.scoring import Passage, Scorer, Span, Verdict, score_all
+from guardrail.scoring import Passage, Score, Scorer, Span, Verdict, score_all
 from guardrail.upstream import ByteStream, Upstream
 from guardrail.wire import WireFormat, WireStream
 from guardrail.wire.fields import readable, unescaped
@@ -24,10 +24,14 @@ from guardrail.wire.fields import readable, unescaped
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bytes and seconds."""
+    """Bytes and seconds. `held_bytes` bounds one stream, `all_held_bytes` all of them; `heartbeat` is how long a client
+    hears nothing, 0 for as long as it takes.
+    """
 
     response_bytes: int = 32 << 20
     held_bytes: int = 4 << 20
+    all_held_bytes: int = 256 << 20
+    heartbeat: float = 15.0
     score_timeout: float = 10.0
     rewrite_timeout: float = 30.0
     unscannable: str = "refuse"
@@ -62,9 +66,14 @@ class Stations:
         self._rewriters = rewriters or BUILT_IN
 
     async def judge_prompt(self, case: Case, request: Request) -> Finding:
-        """Scores the prompt alone and puts it on record; a prompt without a score is nobody's reason to refuse."""
-        (score,) = await score_all(self._scorer, [Passage(request.prompt, "")], self.limits.score_timeout)
-        finding = find(self.compiled.policy, self.compiled.routes, PartKind.TEXT, "prompt", score)
+        """Scores the prompt alone, of several the worst, and puts it on record; a prompt without a score is nobody's
+        reason to refuse.
+        """
+        passages = [Passage(asked.prompt, "") for asked in request.each or (request,)]
+        scores = await score_all(self._scorer, passages, self.limits.score_timeout)
+        found = [find(self.compiled.policy, self.compiled.routes, PartKind.TEXT, "prompt", score) for score in scores]
+        scored = [finding for finding in found if finding.verdict is Verdict.SCORED]
+        finding = max(scored or found, key=lambda one: (one.mode.strictness, one.value or 0.0))
         case.asks(finding)
         return finding
 
@@ -72,6 +81,12 @@ class Stations:
         self, case: Case, parts: Sequence[tuple[PartKind, str]], passages: Sequence[Passage]
     ) -> list[Finding]:
         """Scores passages and sorts them under rules; raises `ScorerError` where the policy answers 503."""
+        return [finding for _, finding in await self.look(case, parts, passages)]
+
+    async def look(
+        self, case: Case, parts: Sequence[tuple[PartKind, str]], passages: Sequence[Passage]
+    ) -> list[tuple[Score, Finding]]:
+        """As `find`, with the scores themselves."""
         with case.timed("score"):
             scores = await score_all(self._scorer, passages, self.limits.score_timeout)
         case.windows += len(passages)
@@ -82,7 +97,7 @@ class Stations:
             case.meets(finding)
             if finding.verdict is Verdict.ERROR and policy.on_error is OnError.UNAVAILABLE:
                 raise ScorerError("the answer could not be judged; try again", code="safeguard_unavailable")
-        return found
+        return list(zip(scores, found, strict=True))
 
     def unscannable(self, case: Case, key: str) -> Finding:
         mode = Mode.DIRECT if self.limits.unscannable == "pass" else Mode.REFUSE
@@ -129,7 +144,7 @@ class Stations:
         text: str,
         shown: str,
     ) -> Rewritten:
-        request = exchange.request
+        request = exchange.request.of(judgement.index)
         if judgement.mode is Mode.REFUSE or judgement.rule is None or request.structured:
             # A structured client parses what it gets: only a refusal has a place of its own there.
             return refuse(judgement.rule, self.compiled)
@@ -143,7 +158,7 @@ class Stations:
             rule=self.compiled.policy.rule(judgement.rule),
             text=text[len(shown) :],
             spans=spans,
-            ask=lambda guidance: self._ask_again(exchange, guidance),
+            ask=lambda guidance: self._ask_again(exchange, request, guidance),
             shown=request.prefill + shown,
             whole=all(finding.kind is PartKind.TEXT for finding in flagged),
         )
@@ -156,9 +171,12 @@ class Stations:
             score_timeout=self.limits.score_timeout,
         )
 
-    async def _ask_again(self, exchange: Exchange, guidance: str) -> tuple[str, Usage]:
+    async def _ask_again(self, exchange: Exchange, request: Request, guidance: str) -> tuple[str, Usage]:
         wire = exchange.wire
-        answer = await self._upstream.send(wire.PATH, wire.ask_again(exchange.request, guidance), exchange.headers)
+        body = wire.ask_again(request, guidance)
+        if body is None:
+            return "", Usage()
+        answer = await self._upstream.send(wire.PATH, body, exchange.headers)
         raw = await read_body(answer.stream, self.limits.response_bytes)
         if answer.status != 200:
             raise UpstreamError(f"the upstream answered {answer.status} to the request for a safe completion")

@@ -6,10 +6,14 @@ upstream's part in that choice: what was released stays, a bridge and the replac
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
+from functools import partial
+from typing import Any
 
-from guardrail.conversation import PartKind, StreamEvent, Usage
+from guardrail.conversation import PartKind, Replacement, StreamEvent, Usage
 from guardrail.decision import Finding, Judgement, waived
 from guardrail.errors import GuardrailError, UpstreamError
 from guardrail.policy import Mode
@@ -23,27 +27,63 @@ from guardrail.wire.sse import Frame, SSEReader
 EVENT_STREAM = "text/event-stream"
 
 
+HEARTBEAT = b": waiting\n\n"
+
+
+class Crowd:
+    """All open streams together: what they hold back, and whether that is too much for one of them to hold more."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._held: dict[int, int] = {}
+        self.held_bytes = 0
+
+    def holds(self, stream: object, count: int) -> None:
+        self.held_bytes += count - self._held.get(id(stream), 0)
+        self._held[id(stream)] = count
+
+    def leaves(self, stream: object) -> None:
+        self.held_bytes -= self._held.pop(id(stream), 0)
+
+    def is_full_for(self, stream: object) -> bool:
+        """Whether all is full, and this one has its share of it."""
+        mine = self._held.get(id(stream), 0)
+        return self.held_bytes > self._most and mine * len(self._held) >= self._most
+
+
 class GuardedStream:
-    def __init__(
-        self,
-        stations: Stations,
-        exchange: Exchange,
-        answer: UpstreamResponse,
-    ) -> None:
+    """Three things go on at a time: the next frame is awaited, due windows are scored, choices are replaced. What comes
+    while windows are being scored waits for the next look: a slow scorer gets larger windows, not more of them. Nothing
+    is read ahead of a client that does not read, nor, while there is anything else to wait for, past half of what may
+    be held.
+    """
+
+    def __init__(self, stations: Stations, exchange: Exchange, answer: UpstreamResponse, crowd: Crowd) -> None:
         self._stations = stations
         self._exchange = exchange
         self._case = exchange.case
         self._request = exchange.request
         self._wire = exchange.open_stream()
         self._answer = answer
-        policy = stations.compiled.policy
+        self._crowd = crowd
+        policy, limits = stations.compiled.policy, stations.limits
         self._waived = waived(policy)
-        self._hold = Holdback(self._wire.strip, Schedule(tail=policy.streaming.tail, held=stations.limits.held_bytes))
+        self._enforced = policy.streaming.mode != "after"
+        self._room = limits.held_bytes
+        schedule = Schedule(tail=policy.streaming.tail, lag=policy.streaming.ahead, held=limits.held_bytes)
+        self._hold = Holdback(self._wire.strip, schedule)
+        self._under_way: dict[asyncio.Task[Any], Callable[[Any], list[bytes]]] = {}
+        self._reading: asyncio.Task[Any] | None = None
+        self._scoring: asyncio.Task[Any] | None = None
         self._begun: set[int] = set()
         self._cleared: set[int] = set()
         self._finished: set[int] = set()
-        self._worst: dict[int, float] = {}
-        self._done = False
+        self._worst: dict[int, Finding] = {}
+        self._counted = False  # whether the client has the upstream's usage
+        self._over = False  # the upstream has nothing more to say
+        self._done: StreamEvent | None = None
+        self._came: float | None = None  # when the first text did
+        self._told = 0.0  # when the client last got something
 
     async def run(self) -> AsyncGenerator[bytes, None]:
         """The bytes for the client. However it ends, the upstream is closed and the request recorded."""
@@ -65,10 +105,6 @@ class GuardedStream:
         finally:
             await self.aclose()
 
-    @property
-    def held_bytes(self) -> int:
-        return self._hold.held_bytes
-
     async def aclose(self) -> None:
         await self._finish("client_left")
 
@@ -76,27 +112,90 @@ class GuardedStream:
         passed = range(self._request.choices) if outcome == "completed" else self._cleared
         for index in passed:
             if index not in self._hold.gone and index not in self._hold.unreasoned:
-                self._case.passes(Judgement(index, Mode.DIRECT, None, self._worst.get(index)))
+                self._passes(index)
+        self._crowd.leaves(self)
         self._case.close(outcome, 200)
         await self._answer.stream.aclose()
 
+    def _passes(self, index: int) -> None:
+        worst = self._worst.get(index)
+        value = worst.value if worst else None
+        if worst is None or worst.mode is Mode.DIRECT:
+            self._case.passes(Judgement(index, Mode.DIRECT, None, value))
+        elif not self._enforced:
+            judgement = Judgement(index, worst.mode, worst.rule, value)
+            self._case.flags(judgement, "after", len(self._hold.text(index)))
+
     async def _guarded(self) -> AsyncGenerator[bytes, None]:
+        clock = asyncio.get_running_loop().time
+        self._told = clock()
+        pulse = self._stations.limits.heartbeat
         async with aclosing(self._frames()) as frames:
-            async for frame in frames:
-                event = self._wire.read(frame)
-                for out in await self._take(event):
-                    yield out
-                if event.done or self._is_decided():
-                    break
-        if not self._done and self._is_decided():
-            yield self._wire.end(self._case.note(), (self._case.usage or Usage()) + self._case.spent)
-        elif not self._done:
-            for out in await self._end():
-                yield out
-            if not self._begun or self._begun - self._finished - self._hold.gone:
-                raise UpstreamError("the upstream's stream ended before its answer did")
-            if self._hold.gone:
-                yield self._wire.end(self._case.note())  # the end of what we put in its place
+            try:
+                while self._goes_on(frames):
+                    wait = max(0.0, self._told + pulse - clock()) if pulse else None
+                    done, _ = await asyncio.wait(self._under_way, timeout=wait, return_when=asyncio.FIRST_COMPLETED)
+                    out = [piece for task in done for piece in self._under_way.pop(task)(task.result())]
+                    self._crowd.holds(self, self._hold.held_bytes)
+                    self._case.held_bytes = max(self._case.held_bytes, self._hold.held_bytes)
+                    if out or not done:
+                        yield b"".join(out) or HEARTBEAT
+                        self._told = clock()
+            finally:
+                await self._stop()
+        for piece in self._end():
+            yield piece
+
+    def _goes_on(self, frames: AsyncGenerator[Frame, None]) -> bool:
+        """Sets going what is not and is wanted; whether there is anything to wait for."""
+        if self._scoring is None and (windows := self._hold.due()):
+            self._scoring = self._start(self._find(windows), partial(self._judge, windows))
+        if self._is_decided():
+            if self._reading is not None:
+                self._reading.cancel()
+                del self._under_way[self._reading]
+                self._reading = None
+                self._over = True
+        elif self._reading is None and not self._over:
+            full = self._hold.held_bytes > self._room // 2 or self._crowd.is_full_for(self)
+            if not (full and self._under_way):
+                self._reading = self._start(anext(frames, None), self._take)
+        return bool(self._under_way)
+
+    def _start(self, work: Awaitable[Any], then: Callable[[Any], list[bytes]]) -> asyncio.Task[Any]:
+        async def run() -> Any:
+            return await work
+
+        task = asyncio.create_task(run())
+        self._under_way[task] = then
+        return task
+
+    async def _stop(self) -> None:
+        for task in self._under_way:
+            task.cancel()
+        await asyncio.gather(*self._under_way, return_exceptions=True)
+
+    def _is_decided(self) -> bool:
+        """Whether nothing more is wanted from the upstream: each choice was given up or has finished, and at least
+        one that was given up is still being generated.
+        """
+        gone = self._hold.gone
+        everyone = set(range(self._request.choices))
+        return everyone <= (gone | self._finished) and bool(gone - self._finished)
+
+    def _end(self) -> list[bytes]:
+        out = self._write(self._hold.release())
+        gone, note = self._hold.gone, self._case.note()
+        usage = (self._case.usage or Usage()) + self._case.spent
+        if self._done is not None:
+            return [*out, self._wire.write(self._done, None, usage if gone else None)]
+        if self._is_decided():
+            return [*out, self._wire.end(note, usage)]
+        if not self._begun or self._begun - self._finished - gone:
+            raise UpstreamError("the upstream's stream ended before its answer did")
+        # The end of what we put in its place, with the counts that went with what was given up.
+        untold = None if self._counted or self._case.usage is None else usage
+        return [*out, self._wire.end(note, untold)] if gone else out
 
     async def _frames(self) -> AsyncGenerator[Frame, None]:
         reader = SSEReader()
@@ -110,93 +209,96 @@ class GuardedStream:
         if last := reader.flush():
             yield last
 
-    async def _take(self, event: StreamEvent) -> list[bytes]:
-        """What may go to the client now that this event has come."""
+    def _take(self, frame: Frame | None) -> list[bytes]:
+        """What may go to the client now that this frame has come; None is the end of all frames."""
+        self._reading = None
+        event = StreamEvent(b"", done=True) if frame is None else self._wire.read(frame)
+        if event.done:
+            self._over = True
+            self._done = event if frame is not None else None
+            self._hold.close()
+            return self._write(self._hold.release())
         check_choices(self._request, event.choices)
         self._begun.update(event.choices)
         self._finished.update(event.finished)
-        if event.done:
-            self._done = True
-            return [*await self._end(), self._wire.write(event)]
         if event.usage is not None:
             self._case.usage = event.usage
+        if self._came is None and any(piece.text for piece in event.pieces):
+            self._came = time.perf_counter()
+        self._case.text_characters += sum(len(piece.text) for piece in event.pieces)
         self._hold.push(event)
-        out = []
-        media = [piece for piece in event.pieces if piece.kind is PartKind.UNSCANNABLE]
-        for index in {piece.choice for piece in media} - self._hold.gone:
-            found = self._stations.unscannable(self._case, media[0].key)
-            if found.mode is not Mode.DIRECT:
-                out.append(await self._intervene(index, [found]))
-        out += await self._settle()
-        if self._hold.overfull:
+        for piece in event.pieces:
+            if piece.kind is PartKind.UNSCANNABLE and piece.choice not in self._hold.gone:
+                found = self._stations.unscannable(self._case, piece.key)
+                if found.mode is not Mode.DIRECT and self._enforced:
+                    self._intervene(piece.choice, [found])
+        if self._hold.overfull or (self._crowd.is_full_for(self) and not self._scoring and not self._hold.due()):
             full = Finding(PartKind.UNKNOWN, "", Mode.REFUSE, None, None, verdict=Verdict.ERROR)
             self._case.meets(full)
             for index in self._hold.open:
-                out.append(await self._intervene(index, [full]))
-            out += self._write(self._hold.release())
-        return out
-
-    async def _end(self) -> list[bytes]:
-        self._hold.close()
-        return await self._settle()
-
-    async def _settle(self) -> list[bytes]:
-        """Scores what is due and gives what was cleared, the replacements of what was not after it."""
-        out = self._write(self._hold.release())
-        while windows := self._hold.due():
-            findings = await self._find(windows)
-            flagged: dict[int, list[Finding]] = {}
-            cleared: list[Cleared] = []
-            for window, finding in zip(windows, findings, strict=True):
-                index, kind, _ = window.lane
-                if finding.mode is Mode.DIRECT:
-                    cleared.append(Cleared(window, finding, self._waived))
-                    self._cleared.add(index)
-                elif kind is PartKind.REASONING:
-                    self._hold.drop_reasoning(index)
-                    self._case.passes(Judgement(index, Mode.DIRECT, None, None, (finding,), drop_reasoning=True))
-                else:
-                    flagged.setdefault(index, []).append(finding)
-            replacements = [await self._intervene(index, found) for index, found in flagged.items()]
-            out += self._write(self._hold.release(cleared))
-            out += replacements
-        return out
+                self._intervene(index, [full])
+        return self._write(self._hold.release())
 
     async def _find(self, windows: tuple[Window, ...]) -> list[Finding]:
-        passages = [self._stations.passage(self._request, w.lane[1], w.text, w.start) for w in windows]
-        findings = await self._stations.find(self._case, [window.lane[1:] for window in windows], passages)
-        for window, finding in zip(windows, findings, strict=True):
-            index = window.lane[0]
-            if finding.value is not None:
-                self._worst[index] = max(self._worst.get(index, 0.0), finding.value)
-        return findings
+        asked = [self._request.of(window.lane[0]) for window in windows]
+        passages = [
+            self._stations.passage(request, window.lane[1], window.text, window.start)
+            for request, window in zip(asked, windows, strict=True)
+        ]
+        return await self._stations.find(self._case, [window.lane[1:] for window in windows], passages)
 
-    async def _intervene(self, index: int, findings: list[Finding]) -> bytes:
-        """Ends the upstream's part in a choice; gives the rest of it for the client."""
-        worst = max(findings, key=lambda found: (found.mode.strictness, found.value or 0.0))
+    def _judge(self, windows: tuple[Window, ...], findings: list[Finding]) -> list[bytes]:
+        """Lets go what was cleared, and sets going the replacements of what was not."""
+        self._scoring = None
+        flagged: dict[int, list[Finding]] = {}
+        cleared: list[Cleared] = []
+        for window, finding in zip(windows, findings, strict=True):
+            index, kind, _ = window.lane
+            if index in self._hold.gone:
+                continue
+            if finding.mode is Mode.DIRECT or not self._enforced:
+                self._worst[index] = max(finding, self._worst.get(index, finding), key=_weight)
+                cleared.append(Cleared(window, finding, self._waived, self._enforced))
+                self._cleared.add(index)
+            elif kind is PartKind.REASONING:
+                self._hold.drop_reasoning(index)
+                self._case.passes(Judgement(index, Mode.DIRECT, None, None, (finding,), drop_reasoning=True))
+            else:
+                flagged.setdefault(index, []).append(finding)
+        for index, found in flagged.items():
+            self._intervene(index, found)
+        return self._write(self._hold.release(cleared))
+
+    def _intervene(self, index: int, findings: list[Finding]) -> None:
+        """Ends the upstream's part in a choice; the rest of it follows when it is made."""
+        worst = max(findings, key=_weight)
         judgement = Judgement(index, worst.mode, worst.rule, worst.value, tuple(findings))
-        text = self._hold.text(index)
-        shown = self._hold.drop(index)
-        replacement = await self._stations.replace(self._exchange, judgement, text, shown)
-        prefix = "" if replacement.as_refusal else bridge(shown)
-        return self._wire.replace(index, replacement, self._case.note(), prefix)
+        text, shown = self._hold.text(index), self._hold.drop(index)
+
+        def write(made: Replacement) -> list[bytes]:
+            prefix = "" if made.as_refusal else bridge(shown)
+            rest = self._wire.replace(index, made, self._case.note(), prefix)
+            self._hold.replaced(index)
+            return [rest, *self._write(self._hold.release())]
+
+        self._start(self._stations.replace(self._exchange, judgement, text, shown), write)
 
     def _write(self, events: list[StreamEvent]) -> list[bytes]:
         out = []
         for event in events:
             noted = self._hold.unreasoned.intersection(event.finished)
+            self._counted = self._counted or event.usage is not None
             spent = event.usage is not None and self._case.spent != Usage()
             usage = event.usage + self._case.spent if event.usage is not None and spent else None
             out.append(self._wire.write(event, self._case.note() if noted else None, usage))
+            if self._came and event.pieces:
+                self._case.spends("held", time.perf_counter() - self._came)
+                self._came = 0.0
         return out
 
-    def _is_decided(self) -> bool:
-        """Whether nothing more is wanted from the upstream: each choice was given up or has finished, and at least
-        one that was given up is still being generated.
-        """
-        gone = self._hold.gone
-        everyone = set(range(self._request.choices))
-        return everyone <= (gone | self._finished) and bool(gone - self._finished)
+
+def _weight(finding: Finding) -> tuple[int, float]:
+    return finding.mode.strictness, finding.value or 0.0
 
 
 class RelayedStream:

@@ -30,10 +30,12 @@ _SENTENCE_END = re.compile(r"[.!?…](?=[\s\"')\]*_])|[。！？।؟\n]")  # no
 class Schedule:
     """In characters. The first window closes at a sentence end after `first`, later ones grow by `growth` up to
     `most`; without a sentence end a window closes at `slack` times its size. `tail` is never released before the
-    part ends. `held` caps the bytes waiting in the queue, `parts` how many parts a stream may have.
+    part ends. `lag` lets so many characters leave before they are scored; None holds all back until then. `held` caps
+    the bytes waiting in the queue, `parts` how many parts a stream may have.
     """
 
     tail: int = 120
+    lag: int | None = None
     first: int = 160
     growth: float = 1.5
     most: int = 640
@@ -54,13 +56,18 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Cleared:
-    """A scored window whose text may leave. `waived` are the verdicts with which the operator lets text through."""
+    """A scored window whose text may leave. `waived` are the verdicts with which the operator lets text through; not
+    `enforced`, it leaves whatever was found.
+    """
 
     window: Window
     finding: Finding
     waived: Collection[Verdict] = ()
+    enforced: bool = True
 
     def __post_init__(self) -> None:
+        if not self.enforced:
+            return
         if self.finding.mode is not Mode.DIRECT:
             raise ValueError("a window over its band cannot be cleared")
         if self.finding.verdict is not Verdict.SCORED and self.finding.verdict not in self.waived:
@@ -69,17 +76,29 @@ class Cleared:
 
 @dataclass(slots=True)
 class _Lane:
-    text: str = ""
+    length: int = 0
     scored: int = 0
     cleared: int = 0
     size: int = 0
     ended: bool = False
     closed: bool = False  # its choice has finished
+    whole: bool = False  # it leaves whole or not at all
     last: str = ""  # the last piece of an unknown field, which many servers repeat in every event
+    _pieces: list[str] = field(default_factory=list)
 
     @property
     def waiting(self) -> int:
-        return len(self.text) - self.scored
+        return self.length - self.scored
+
+    @property
+    def text(self) -> str:
+        self._pieces[:] = ["".join(self._pieces)]
+        return self._pieces[0]
+
+    def add(self, piece: str) -> None:
+        self._pieces.append(piece)
+        self.length += len(piece)
+        self.last = piece
 
 
 @dataclass(slots=True)
@@ -99,6 +118,7 @@ class Holdback:
         self._queue: deque[_Held] = deque()
         self._gone: set[int] = set()
         self._unreasoned: set[int] = set()
+        self._owed: set[int] = set()
         self.held_bytes = 0
 
     def push(self, event: StreamEvent) -> None:
@@ -113,12 +133,13 @@ class Holdback:
                 continue
             self._end_others(key)
             lane.ended = lane.closed  # text after its choice's end is scored at once
-            lane.text += piece.text
-            lane.last = piece.text
-            held.needs[key] = len(lane.text)
-        for index, call in event.ended:
-            if (index, PartKind.TOOL_CALL, call) in self._lanes:
-                self._lanes[index, PartKind.TOOL_CALL, call].ended = True
+            lane.add(piece.text)
+            lane.whole |= piece.whole or piece.kind is PartKind.TOOL_CALL
+            held.needs[key] = lane.length
+        for index, part in event.ended:
+            for kind in (PartKind.TOOL_CALL, PartKind.REASONING):
+                if (index, kind, part) in self._lanes:
+                    self._lanes[index, kind, part].ended = True
         self._queue.append(held)
         self.held_bytes += len(event.raw)
         for index in event.finished:
@@ -140,7 +161,7 @@ class Holdback:
         for key in keys:
             lane = self._lanes[key]
             whole = lane.ended or key[1] is PartKind.UNKNOWN
-            end = len(lane.text) if whole else self._cut(lane)
+            end = lane.length if whole else self._cut(lane)
             start = max(0, lane.scored - self._schedule.tail)
             if not self._is_short(key, lane):
                 windows.append(Window(key, lane.text[:end], start, lane.closed))
@@ -157,9 +178,12 @@ class Holdback:
         for key, lane in self._lanes.items():
             # The tail of a part that ended leaves with its last window, not before that is scored.
             whole = (lane.ended or key[1] is PartKind.UNKNOWN) and not lane.waiting
-            lane.cleared = max(lane.cleared, lane.scored if whole else lane.scored - self._schedule.tail)
+            reach = lane.scored if whole else lane.scored - self._schedule.tail
+            if self._schedule.lag is not None:
+                reach = max(reach, lane.scored + self._schedule.lag)
+            lane.cleared = max(lane.cleared, reach)
         free: list[StreamEvent] = []
-        while self._queue and all(self._is_cleared(key, end) for key, end in self._queue[0].needs.items()):
+        while self._queue and self._is_free(self._queue[0]):
             event = self._queue.popleft().event
             self.held_bytes -= len(event.raw)
             left = self._strip(event, self._gone, self._unreasoned)
@@ -168,8 +192,11 @@ class Holdback:
         return free
 
     def drop(self, index: int) -> str:
-        """Gives up a choice: what waits of it is never released. Returns the visible text that had left."""
+        """Gives up a choice: what waits of it is never released, and what is of no choice waits for its replacement.
+        Returns the visible text that had left.
+        """
         self._gone.add(index)
+        self._owed.add(index)
         left = "".join(
             lane.text[: self._left(key)]
             for key, lane in self._lanes.items()
@@ -177,6 +204,10 @@ class Holdback:
         )
         self._forget({key for key in self._lanes if key[0] == index})
         return left
+
+    def replaced(self, index: int) -> None:
+        """What stands in the place of a choice that was given up is on the wire."""
+        self._owed.discard(index)
 
     def drop_reasoning(self, index: int) -> None:
         """Gives up a choice's reasoning; its other parts go on."""
@@ -228,11 +259,11 @@ class Holdback:
         for key, lane in self._lanes.items():
             if key[0] == index:
                 lane.ended = lane.closed = True
-                needs[key] = len(lane.text)
+                needs[key] = lane.length
         return needs
 
     def _is_short(self, key: LaneKey, lane: _Lane) -> bool:
-        return key[1] is PartKind.UNKNOWN and len(lane.text) <= SHORT
+        return key[1] is PartKind.UNKNOWN and lane.length <= SHORT
 
     def _is_due(self, key: LaneKey, lane: _Lane) -> bool:
         if not lane.waiting or self._is_short(key, lane):
@@ -246,11 +277,16 @@ class Holdback:
         ends = [match.end() for match in _SENTENCE_END.finditer(lane.text, lane.scored)]
         if ends and ends[-1] - lane.scored >= lane.size // 2:
             return ends[-1]
-        return len(lane.text) if lane.waiting >= lane.size * self._schedule.slack else lane.scored
+        return lane.length if lane.waiting >= lane.size * self._schedule.slack else lane.scored
+
+    def _is_free(self, held: _Held) -> bool:
+        if self._owed and not held.event.choices:  # the usage of all, say, comes after all
+            return False
+        return all(self._is_cleared(key, end) for key, end in held.needs.items())
 
     def _is_cleared(self, key: LaneKey, end: int) -> bool:
         lane = self._lanes.get(key)
-        if lane is not None and key[1] is PartKind.TOOL_CALL:  # whole or not at all
+        if lane is not None and lane.whole:
             return lane.ended and not lane.waiting
         return lane is None or lane.cleared >= end or self._is_short(key, lane)
 
@@ -258,10 +294,9 @@ class Holdback:
 
     def _left(self, key: LaneKey) -> int:
         """How much of a lane's text is on the wire: all before what the first waiting event adds."""
-        lane = self._lanes[key]
         waiting = [held for held in self._queue if key in held.needs]
         if not waiting:
-            return len(lane.text)
+            return self._lanes[key].length
         first = waiting[0]
         added = sum(len(piece.text) for piece in first.event.pieces if (piece.choice, piece.kind, piece.key) == key)
         return first.needs[key] - added

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_BYTES = (1 << 10, 1 << 12, 1 << 14, 1 << 16, 1 << 18, 1 << 20, 1 << 22)
 _CHARACTERS = (0, 40, 120, 400, 1200, 4000, 12000, 40000)
 _REASONS = frozenset({*Reason, "media"})
 # Label values come from policies and from us; past this many combinations the rest are counted as `other`.
@@ -226,6 +227,7 @@ class _Metrics:
             "upstream": seconds("upstream", "Waiting for the upstream to begin its answer"),
             "score": seconds("score", "Scoring, all windows of a request together"),
             "rewrite": seconds("rewrite", "Rewriting and verifying, all choices of a request together"),
+            "held": seconds("first_text_held", "From a stream's first text that came to the first that left"),
         }
         self._windows = Histogram("guardrail_windows", "Windows scored a request", buckets=_COUNTS, registry=kept)
         self._released = Histogram(
@@ -240,6 +242,10 @@ class _Metrics:
             "guardrail_unreadable", "Requests with text that could not be read, by reason", ("reason",), registry=kept
         )
         self._characters = Counter("guardrail_characters", "Characters scored", registry=kept)
+        self._text = Counter("guardrail_text_characters", "Characters of model text that came", registry=kept)
+        self._held = Histogram(
+            "guardrail_stream_held_bytes", "The most a stream held back at a time", buckets=_BYTES, registry=kept
+        )
         self.held_bytes = Gauge("guardrail_held_bytes", "Bytes of streams held back at this moment", registry=kept)
         self.failures = _Failures()
         kept.register(self.failures)
@@ -252,6 +258,9 @@ class _Metrics:
         if record.windows:
             self._windows.observe(record.windows)
             self._characters.inc(record.characters)
+        self._text.inc(record.text_characters)
+        if record.stream:
+            self._held.observe(record.held_bytes)
         # A request that was turned away has nothing to be scored, and no verdict.
         if record.windows or record.verdict != "scored":
             self._verdicts.labels(record.verdict).inc()

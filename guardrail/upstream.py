@@ -97,6 +97,8 @@ class HTTPUpstream:
         sent = {**headers, "accept-encoding": "identity"}
         if self._key is not None:
             sent["authorization"] = f"Bearer {self._key}"
+            if "x-api-key" in sent:  # the other place where a client of Anthropic's puts its own
+                sent["x-api-key"] = self._key
         method = "POST" if body else "GET"
         try:
             request = client.build_request(method, self._base + path, content=body or None, headers=sent)

@@ -7,7 +7,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 
 from guardrail.config import Settings
-from guardrail.wire import FORMATS
+from guardrail.wire import FORMATS, VERDICTS
 
 ROOT = Path(__file__).parent.parent
 
@@ -26,7 +26,7 @@ def test_every_setting_has_its_row_with_its_default() -> None:
 
 def test_every_endpoint_stands_in_the_docs() -> None:
     text = (ROOT / "docs/configuration.md").read_text()
-    assert all(f"`POST {path}`" in text for path in FORMATS)
+    assert all(f"`POST {path}`" in text for path in (*FORMATS, *VERDICTS))
 
 
 def test_every_command_of_the_readme_exists() -> None:

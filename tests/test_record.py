@@ -89,6 +89,8 @@ def test_a_record_reads_as_json() -> None:
         "timings": {"upstream": 12.346, "total": 20.0},
         "windows": 2,
         "characters": 812,
+        "text_characters": 0,
+        "held_bytes": 0,
         "usage": {"prompt": 20, "completion": 200},
         "spent": {"prompt": 5, "completion": 50},
     }

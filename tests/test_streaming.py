@@ -246,6 +246,7 @@ def test_a_dropped_choice_is_cut_out() -> None:
     assert said(driver.out, 0) == "Good day. "
     assert driver.hold.text(0) == "Good day. Hello. x"
     assert driver.hold.drop(0) == "Good day. "
+    driver.hold.replaced(0)
     assert (driver.hold.gone, driver.hold.open) == ({0}, {1})
     driver.windows.clear()
     driver.feed(say("more", 0), end(0), say("z", 1), end(1))

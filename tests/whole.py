@@ -1,7 +1,8 @@
 """A whole proxy for tests: real HTTP in, real HTTP out, a scorer that sees marks, an upstream that is a function.
 
 A mark stands in a text as `⟦rule value⟧`: the scorer gives a passage the worst mark in it, under that rule. Text
-without a mark scores 0. Text with `⟦unreadable⟧` cannot be read, and has the score of its other marks.
+without a mark scores 0. Text with `⟦unreadable⟧` cannot be read, and has the score of its other marks. `⟦is hate 0.7⟧`
+says what kind of content a text is.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from guardrail.telemetry import Telemetry
 from guardrail.upstream import Upstream, UpstreamResponse
 
 MARK = re.compile(r"⟦(?P<rule>[a-z-]+) (?P<value>[\d.]+)⟧")
+KIND = re.compile(r"⟦is (?P<kind>[a-z]+) (?P<value>[\d.]+)⟧")
 UNREADABLE = "⟦unreadable⟧"
 BANDS = ("{safe_completion: 0.5, refuse_with_redirection: 0.9}", "{refuse_with_redirection: 0.35}")
 RULES = ("cbrn", "weapons", "self-harm", "unclassified")
@@ -45,7 +47,7 @@ title: A policy for tests
 prompt: PROMPT
 on_error: ON_ERROR
 unreadable: UNREADABLE
-streaming: {mode: hold, tail: 40}
+streaming: STREAMING
 rewriters: REWRITERS
 routing: {minimum_similarity: 0.5}
 refusal: {reason: "I can't answer that right now.", alternatives: ["asking again later"]}
@@ -74,9 +76,10 @@ def policy(
     on_error: str = "refuse",
     unreadable: str = "closed",
     rewriters: str = "[upstream, spans, template]",
+    streaming: str = "{mode: hold, tail: 40}",
 ) -> Policy:
     text = POLICY.replace("PROMPT", prompt).replace("ON_ERROR", on_error).replace("UNREADABLE", unreadable)
-    return parse_policy(text.replace("REWRITERS", rewriters))
+    return parse_policy(text.replace("REWRITERS", rewriters).replace("STREAMING", streaming))
 
 
 class MarkScorer:
@@ -107,11 +110,12 @@ class MarkScorer:
             score = self._score(Passage(passage.prompt, text.replace(UNREADABLE, " " * len(UNREADABLE)), start))
             return replace(score, verdict=Verdict.UNREADABLE, note="language")
         marks = list(MARK.finditer(text, start))
+        contents = {found["kind"]: float(found["value"]) for found in KIND.finditer(text, start)}
         if not marks:
-            return Score(0.0, embedding=np.zeros(len(RULES), np.float32))
+            return Score(0.0, embedding=np.zeros(len(RULES), np.float32), contents=contents)
         worst = max(marks, key=lambda mark: float(mark["value"]))
         spans = tuple(Span(mark.start(), mark.end(), float(mark["value"])) for mark in marks)
-        return Score(float(worst["value"]), spans, embedding=_one_hot(worst["rule"]))
+        return Score(float(worst["value"]), spans, embedding=_one_hot(worst["rule"]), contents=contents)
 
     async def embed(self, texts: Sequence[str]) -> Vector:
         return np.stack([_one_hot(text.partition(".")[0]) for text in texts])
@@ -132,6 +136,7 @@ class FakeUpstream:
     requests: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     open: int = 0
+    sent: int = 0
     pause: float = 0.0
 
     async def send(self, path: str, body: bytes, headers: Mapping[str, str]) -> UpstreamResponse:
@@ -163,6 +168,7 @@ class _Chunks:
     async def __aiter__(self) -> AsyncIterator[bytes]:
         for chunk in self._chunks:
             await asyncio.sleep(self._upstream.pause)
+            self._upstream.sent += 1
             yield chunk
 
     async def aclose(self) -> None:

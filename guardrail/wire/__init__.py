@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 from guardrail.conversation import JSON, Replacement, Replacements, Request, Response, StreamEvent, Usage
 from guardrail.errors import GuardrailError
-from guardrail.wire import chat
+from guardrail.wire import chat, completions, messages, moderations, responses, score
 from guardrail.wire.sse import Frame
+from guardrail.wire.verdicts import Asked, Judged
 
 
 class WireStream(Protocol):
@@ -51,7 +52,9 @@ class WireFormat(Protocol):
 
     def instruct(self, request: Request, instruction: str) -> bytes: ...
 
-    def ask_again(self, request: Request, instruction: str) -> bytes: ...
+    def ask_again(self, request: Request, instruction: str) -> bytes | None:
+        """The request for a safe completion: one plain text, instructed. None where it cannot be instructed."""
+        ...
 
     def read_response(self, raw: bytes) -> Response: ...
 
@@ -73,4 +76,27 @@ class WireFormat(Protocol):
         ...
 
 
-FORMATS: Mapping[str, WireFormat] = {chat.PATH: chat}
+class VerdictFormat(Protocol):
+    """What the module of a format offers that asks for a verdict and for no answer."""
+
+    PATH: str
+
+    def read_texts(self, raw: bytes) -> Asked:
+        """Raises `BadRequest`."""
+        ...
+
+    def write_verdicts(self, judged: Sequence[Judged], about: JSON) -> bytes:
+        """`about` has the decision's id and what was in force."""
+        ...
+
+    def write_error(self, error: GuardrailError) -> bytes: ...
+
+
+FORMATS: Mapping[str, WireFormat] = {
+    chat.PATH: chat,
+    completions.PATH: completions,
+    messages.PATH: messages,
+    responses.PATH: responses,
+}
+
+VERDICTS: Mapping[str, VerdictFormat] = {moderations.PATH: moderations, score.PATH: score}

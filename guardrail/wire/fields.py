@@ -45,6 +45,15 @@ def read_upstream_object(raw: bytes) -> JSON:
     return read_object(raw, UpstreamError, "The upstream's answer")
 
 
+def check_field(body: JSON, name: str, kind: type, what: str, *, required: bool = False) -> None:
+    """Raises `BadRequest` naming the field where the caller sent another type."""
+    value = body.get(name)
+    if value is None and not required:
+        return
+    if not isinstance(value, kind):
+        raise BadRequest(f"'{name}' must be {what}", param=name)
+
+
 def expect(value: Any, kind: type, what: str) -> Any:
     """The value, if the upstream sent what the format promises; None stands for an absent field."""
     if value is not None and not isinstance(value, kind):
@@ -95,11 +104,11 @@ def unknown_parts(found: Iterator[tuple[str, str]]) -> list[Part]:
     return [part for part in parts if len(part.text) > SHORT]
 
 
-def read_usage(body: JSON) -> Usage | None:
+def read_usage(body: JSON, names: tuple[str, str] = ("prompt_tokens", "completion_tokens")) -> Usage | None:
     usage = body.get("usage")
     if not isinstance(usage, dict):
         return None
-    return Usage(_count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens")))
+    return Usage(*(_count(usage.get(name)) for name in names))
 
 
 def _count(tokens: Any) -> int:

@@ -31,12 +31,25 @@ def find_messages(choice: JSON) -> list[JSON]:
     ]
 
 
-def read_pieces(message: JSON, index: int) -> Iterator[Piece]:
-    """The known text of a message or delta, field by field."""
+def message_text(message: JSON) -> str:
+    """The text of a request's message, its parts a line each."""
+    content = message.get("content")
+    if isinstance(content, str):
+        return content
+    texts = [part.get("text") for part in content or () if isinstance(part, dict)]
+    return "\n".join(text for text in texts if isinstance(text, str))
+
+
+def read_reasoning(holder: JSON, index: int) -> Iterator[Piece]:
     for field in REASONING:
-        for path, text in strings(message.get(field), field):
+        for path, text in strings(holder.get(field), field):
             if not _is_opaque(path, text):
                 yield Piece(index, PartKind.REASONING, text, path)
+
+
+def read_pieces(message: JSON, index: int) -> Iterator[Piece]:
+    """The known text of a message or delta, field by field."""
+    yield from read_reasoning(message, index)
     content = message.get("content")
     if isinstance(content, str):
         yield Piece(index, PartKind.TEXT, content)

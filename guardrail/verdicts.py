@@ -1,0 +1,72 @@
+"""Verdicts alone: texts are scored and sorted under the policy's rules, and no upstream is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from guardrail.case import Case
+from guardrail.conversation import Part, PartKind
+from guardrail.decision import Finding, Judgement, find, mode_for
+from guardrail.policy import Mode
+from guardrail.scoring import Passage, Score, Verdict
+from guardrail.stations import Stations
+from guardrail.wire.verdicts import FACILITATION, Asked, Judged
+
+# Texts scored in one call: each call has the whole `score_timeout`.
+_TOGETHER = 16
+
+
+async def judge_texts(stations: Stations, case: Case, asked: Asked) -> list[Judged]:
+    """One verdict a part, each on record as a choice. Raises `ScorerError` where the policy answers 503."""
+    judged: list[Judged] = []
+    for begin in range(0, len(asked.parts), _TOGETHER):
+        judged += await _judge_some(stations, case, asked, asked.parts[begin : begin + _TOGETHER])
+    for at, one in enumerate(judged):
+        judgement = Judgement(at, one.mode, one.rule, one.value)
+        if one.mode is Mode.DIRECT:
+            case.passes(judgement)
+        else:
+            case.flags(judgement)
+    return judged
+
+
+async def _judge_some(stations: Stations, case: Case, asked: Asked, parts: Sequence[Part]) -> list[Judged]:
+    passages = [_passage(stations, asked, part) for part in parts]
+    looked = await stations.look(case, [(part.kind, part.key) for part in parts], passages)
+    return [
+        Judged(
+            part=part,
+            score=score,
+            mode=finding.mode,
+            rule=finding.rule,
+            value=finding.value,
+            met=_met(stations, part.kind, score, finding),
+            # A call is judged as its reader decodes it, so what was found there has no place in the text that came.
+            spans=finding.spans if passage.text == part.text else (),
+        )
+        for part, passage, (score, finding) in zip(parts, passages, looked, strict=True)
+    ]
+
+
+def _passage(stations: Stations, asked: Asked, part: Part) -> Passage:
+    passage = stations.passage(asked.request, part.kind, part.text)
+    # To the safeguard an empty answer would be a question about the prompt alone.
+    return passage if passage.text else replace(passage, text=" ")
+
+
+def _met(stations: Stations, kind: PartKind, score: Score, finding: Finding) -> frozenset[str]:
+    """What reaches a band of the policy: the facilitation under its own rule, and kinds of content under theirs."""
+    if score.verdict is Verdict.ERROR:
+        return frozenset()
+    policy, routes = stations.compiled.policy, stations.compiled.routes
+    alone = replace(score, contents={}, verdict=Verdict.SCORED)
+    met = {
+        told
+        for rule in policy.rules
+        for told in rule.contents
+        if mode_for(rule, kind, score.highest((told,))) is not Mode.DIRECT
+    }
+    if find(policy, routes, kind, finding.key, alone).mode is not Mode.DIRECT:
+        met.add(FACILITATION)
+    return frozenset(met)
