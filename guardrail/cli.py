@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -69,6 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--out", type=Path, required=True, help="folder for the weights; a run that was cut off goes on")
     train.add_argument("--start", help="base, shipped, or a folder of weights, in place of the manifest's")
     train.add_argument("--without", default="", metavar="FAMILY", help="leave out a family of sources, to test on it")
+    train.add_argument(
+        "--average", type=Path, nargs="+", metavar="FOLDER", help="train nothing: the mean of these weights, calibrated"
+    )
     train.add_argument("--threads", type=int, default=0, help="CPU threads (default: all)")
     train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of the plan")
     train.set_defaults(run=_train)
@@ -87,6 +91,11 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--threads", type=int, default=0, help="CPU threads (default: all)")
     evaluate.add_argument("--quick", action="store_true", help="at most 200 rows of a source: to see that it runs")
     evaluate.set_defaults(run=_evaluate)
+
+    coverage = commands.add_parser("coverage", help="what becomes of every field of every answer")
+    _common(coverage)
+    coverage.add_argument("--markdown", action="store_true", help="as docs/coverage.md has it, in place of JSON")
+    coverage.set_defaults(run=_coverage)
 
     version = commands.add_parser("version", help="version of the code, hashes of weights and policy")
     _common(version)
@@ -138,7 +147,7 @@ def _train(arguments: argparse.Namespace) -> int:
     from guardrail.safeguard.calibrate import calibrate
     from guardrail.safeguard.look import set_threads
     from guardrail.safeguard.manifest import find_manifest, read_changes, read_manifest
-    from guardrail.safeguard.train import train
+    from guardrail.safeguard.train import average, train
 
     if arguments.threads:
         set_threads(arguments.threads)
@@ -146,7 +155,10 @@ def _train(arguments: argparse.Namespace) -> int:
     manifest = replace(manifest, start=arguments.start or manifest.start)
     if arguments.without and arguments.without not in manifest.families():
         raise ConfigError(f"no family {arguments.without!r}; the manifest has {', '.join(manifest.families())}")
-    train(manifest, arguments.out, arguments.without)
+    if arguments.average:
+        average(manifest, arguments.average, arguments.out)
+    else:
+        train(manifest, arguments.out, arguments.without)
     for name, value in calibrate(arguments.out, manifest).items():
         print(f"{name:28} {value:.4f}")
     print(f"weights in {arguments.out}; use them with the setting `weights: {arguments.out}`")
@@ -165,6 +177,18 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         beside[name] = Path(folder)
     taken = {name: getattr(arguments, name) for name in ("data", "out", "manifest", "threads", "quick")}
     report(Options(weights=arguments.weights or WEIGHTS, beside=beside, **taken))
+    return 0
+
+
+def _coverage(arguments: argparse.Namespace) -> int:
+    from guardrail.build import load_policy
+    from guardrail.coverage import Terms, describe
+    from guardrail.coverage_table import render
+
+    settings = _settings(arguments)
+    policy = load_policy(settings.policy) if settings.safeguard == "on" else None
+    terms = Terms(policy, settings.unscannable, tuple(settings.pass_through))
+    print(render(terms) if arguments.markdown else json.dumps(describe(terms), indent=1), end="")
     return 0
 
 

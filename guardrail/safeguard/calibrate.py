@@ -1,9 +1,9 @@
 """Turn the trained network's logits into probabilities, on questions it has not seen; `guardrail train` ends with it.
 
-The curve is fitted on the rows held out by question from training. Every family of sources weighs the same in it,
-and harmful answers together weigh `prior`: among those rows jailbreaks abound, before a proxy they do not, and .50
-should mean even odds there. What is reported as calibration error is measured by fitting on one half of the held-out
-questions and testing on the other, both ways.
+The curve is fitted on the rows held out by question from training. Every family of sources weighs the same in it, harm
+amid harmless text as one more, and harmful answers together weigh `prior`: among those rows jailbreaks abound, before a
+proxy they do not, and .50 should mean even odds there. What is reported as calibration error is measured by fitting on
+one half of the held-out questions and testing on the other, both ways.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ def calibrate(folder: Path, manifest: Manifest) -> dict[str, float]:
     plans = judge.plan([Passage(row.prompt, row.response) for row in answered])
     weighed = judge.weigh(plans, judge.read_all(plans))
     logits = np.array([evidence.logits for evidence in weighed])
-    weights = family_weights([manifest.source(row.source).family for row in answered], labels, plan.prior)
+    families = [BURIED if row.source == BURIED else manifest.source(row.source).family for row in answered]
+    weights = family_weights(families, labels, plan.prior)
     held = HeldOut(logits, labels, weights, halves)
     bare = {row.prompt: row for row in rows if row.prompt and row.prompt_harmful is not None}
     asked = _logits([score.value for score in judge.score([Passage(prompt, "") for prompt in bare])])

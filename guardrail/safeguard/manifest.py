@@ -65,9 +65,9 @@ class Plan:
     """Weight of the templated answers (`guardrail.safeguard.synthetic`); 0 leaves them out."""
     noise: float = 0.25
     """Share of the answers shown in another form: wrapped, restyled, with words to the judge."""
-    prior: float = 0.25
+    prior: float = 0.3
     """Share of harmful answers that the calibration reckons with: of those tried, the largest at which under 2 % of the
-    held-out answers of harmless sources, and under 8 % of our harmless look-alikes, are flagged at .50."""
+    held-out answers of harmless sources, and under 10 % of our harmless look-alikes, are flagged at .50."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,6 +122,29 @@ def train(manifest: Manifest, out: Path, without: str = "") -> dict[str, Any]:
     return made
 
 
+def average(manifest: Manifest, folders: Sequence[Path], out: Path) -> dict[str, Any]:
+    """The mean of weights that were trained one from another, uncalibrated, into `out` (Wortsman et al., 2022, "Model
+    soups"): it ranks sources that no training saw better than the last of them does. Gives the manifest as `train` does.
+    """
+    networks = [load(folder, int8=False) for folder in folders]
+    states = [network.state_dict() for network in networks]
+    mean_of = {name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]}
+    networks[0].load_state_dict(mean_of)
+    teacher = folders[0] if find_spec(BASE_PACKAGE) is None else start_folder("base")
+    fit_routing(networks[0], Epochs(read_texts(manifest), manifest, "", folders[0]).batches(0), teacher)
+    made = {
+        "name": manifest.name,
+        "plan": asdict(manifest.plan),
+        "average": [read_settings(folder).manifest for folder in folders],
+        "without": "",
+        "permissive": manifest.permissive and all(read_settings(f).manifest.get("permissive") for f in folders),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    save(networks[0].eval(), Settings(shape=networks[0].encoder.shape, manifest=made), out)
+    shutil.copyfile(folders[0] / "tokenizer.json", out / "tokenizer.json")
+    return made
+
+
 class Epochs:
     """The batches of any epoch, the same ones every time they are asked for."""
 
