@@ -12,6 +12,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, TypeVar
+from urllib.parse import urlencode
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -22,7 +23,8 @@ from starlette.types import Receive, Scope, Send
 
 from guardrail.config import Settings, is_loopback
 from guardrail.errors import BadRequest, GuardrailError, NotFound, TooLarge, UpstreamError
-from guardrail.guard import Guard, Reply, Stream
+from guardrail.guard import Guard, Relayed, Reply, Stream
+from guardrail.passthrough import PassedPath, find_prefix, is_side_door
 from guardrail.record import MemoryRecorder
 from guardrail.stations import read_body
 from guardrail.telemetry import Telemetry
@@ -34,6 +36,9 @@ _log = logging.getLogger("guardrail.app")
 
 # What of the client's headers may go upstream (DESIGN: what the client sees).
 _FORWARDED = frozenset({"authorization", "content-type", "idempotency-key"})
+
+_ANY_FORMAT = frozenset(name for wire in FORMATS.values() for name in wire.HEADERS)
+_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 Build = Callable[[], Awaitable[Guard]]
 Ask = Callable[[Guard, bytes], Awaitable[Reply]]
@@ -86,7 +91,8 @@ class Server:
 
     async def complete(self, request: Request, wire: WireFormat) -> Response:
         headers = _forwarded(request, wire.HEADERS)
-        return await self._answer(request, wire, lambda guard, raw: guard.handle(wire, raw, headers))
+        query = _query(request, wire.QUERY)
+        return await self._answer(request, wire, lambda guard, raw: guard.handle(wire, raw, headers, query))
 
     async def judge(self, request: Request, wire: VerdictFormat) -> Response:
         self._check_operator("verdicts are given to the operator only")  # exact scores are an oracle
@@ -117,6 +123,31 @@ class Server:
             raise UpstreamError(f"the upstream answered {answer.status}, which is neither an answer nor an error")
         media_type = answer.headers.get("content-type", "application/json")
         return Response(body, answer.status, headers={"content-type": media_type})
+
+    async def coverage(self, request: Request) -> Response:
+        if self._guard is None:
+            return _error(_not_ready(), request.url.path)
+        return Response(self._guard.coverage(), headers={"content-type": "application/json"})
+
+    async def pass_on(self, request: Request) -> Response:
+        """What no other route takes: the paths that the operator listed, and nothing else."""
+        path = request.scope["raw_path"].decode("ascii", "replace")
+        prefix = find_prefix(path, self._settings.pass_through)
+        if prefix is None:
+            raise NotFound(_unserved(request))
+        endpoint = PassedPath(prefix)
+        if self._guard is None:
+            return _error(_not_ready(), path)
+        try:
+            raw = await _read_request(request, self._settings.max_request_bytes)
+        except GuardrailError as error:
+            return _respond(self._guard.turn_away(endpoint, error), self._settings.client_timeout)
+        query = request.scope["query_string"].decode("latin-1")
+        headers = _forwarded(request, _ANY_FORMAT)
+        asked = Relayed(request.method, f"{path}?{query}" if query else path, raw, headers)
+        with self._telemetry.incoming(request.headers.get("traceparent")):
+            reply = await _unless_gone(request, self._guard.relay(endpoint, asked))
+        return _respond(reply, self._settings.client_timeout) if reply is not None else Response(status_code=499)
 
     async def healthz(self, _: Request) -> Response:
         return _json({"status": "ok"})
@@ -156,10 +187,12 @@ def create_app(
     routes += [Route(path, _endpoint(server.judge, wire), methods=["POST"]) for path, wire in VERDICTS.items()]
     routes += [
         Route("/v1/models", server.models, methods=["GET"]),
+        Route("/v1/guardrail/coverage", server.coverage, methods=["GET"]),
         Route("/v1/guardrail/decisions/{id}", server.decision, methods=["GET"]),
         Route("/healthz", server.healthz, methods=["GET"]),
         Route("/readyz", server.readyz, methods=["GET"]),
         Route("/metrics", server.metrics, methods=["GET"]),
+        Route("/{path:path}", server.pass_on, methods=_METHODS),
     ]
     handlers: Mapping[Any, Any] = {GuardrailError: _on_error, HTTPException: _on_http, Exception: _on_bug}
     return Starlette(routes=routes, lifespan=server.lifespan, exception_handlers=handlers)
@@ -254,6 +287,10 @@ def _forwarded(request: Request, more: Collection[str]) -> dict[str, str]:
     return {name: value for name, value in request.headers.items() if name in _FORWARDED or name in more}
 
 
+def _query(request: Request, listed: Collection[tuple[str, str]]) -> str:
+    return urlencode([pair for pair in dict.fromkeys(request.query_params.multi_items()) if pair in listed])
+
+
 def _respond(reply: Reply, patience: float) -> Response:
     if isinstance(reply.body, bytes):
         return Response(reply.body, reply.status, headers=dict(reply.headers))
@@ -286,12 +323,16 @@ async def _on_error(request: Request, error: Exception) -> Response:
 
 async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - Starlette's handler table promises it
-    message = (
-        f"{request.method} {request.url.path} is not served here: only listed endpoints are, for what passes is judged"
-    )
-    found = NotFound(message)
+    found = NotFound(_unserved(request))
     found.status = error.status_code
     return _error(found, request.url.path)
+
+
+def _unserved(request: Request) -> str:
+    asked = f"{request.method} {request.url.path} is not served here"
+    if is_side_door(request.url.path):
+        return f"{asked}: what is stored or resumed upstream is the draft, which nobody has judged"
+    return f"{asked}: only listed endpoints are, for what passes is judged"
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:

@@ -6,7 +6,7 @@ import asyncio
 import re
 from pathlib import Path
 
-from guardrail import resources
+from guardrail import coverage, resources
 from guardrail.compiled import Compiled, compile_policy
 from guardrail.config import Settings
 from guardrail.errors import ConfigError, PolicyError
@@ -86,5 +86,15 @@ async def build_guard(
         unscannable=settings.unscannable,
     )
     compiled = await compile_settings(settings, scorer)
+    await asyncio.to_thread(coverage.check)
     code_hash()  # read now, and not while the first request ends
-    return Guard(compiled, scorer, upstream, recorder, telemetry, limits=limits, rewriters=registry.rewriters)
+    return Guard(
+        compiled,
+        scorer,
+        upstream,
+        recorder,
+        telemetry,
+        limits=limits,
+        rewriters=registry.rewriters,
+        pass_through=tuple(settings.pass_through),
+    )

@@ -55,6 +55,7 @@ class Settings:
     max_all_held_bytes: int = _setting(256 << 20, "most bytes that all streams together hold back")
     heartbeat: float = _setting(15.0, "seconds of silence after which a stream gets an SSE comment; 0 for never")
     client_timeout: float = _setting(120.0, "seconds a client may take to read what was sent before it counts as gone")
+    pass_through: list[str] = _setting([], "path prefixes relayed UNJUDGED to the upstream, e.g. `/v1/embeddings`")
     otlp_endpoint: str = _setting("", "OTLP/HTTP collector for spans, e.g. http://127.0.0.1:4318")
     log_format: str = _setting("json", "`json` or `text`, on standard error")
     log_level: str = _setting("info", "`debug`, `info`, `warning` or `error`")
@@ -72,6 +73,9 @@ class Settings:
             raise ConfigError("port must be at most 65535")
         if self.region and not re.fullmatch(r"[A-Za-z]{2}", self.region):
             raise ConfigError(f"region must be a two-letter country code, not {self.region!r}")
+        for prefix in self.pass_through:
+            if not isinstance(prefix, str) or not _PREFIX.fullmatch(prefix):
+                raise ConfigError(f"pass_through must list paths such as /v1/embeddings, not {prefix!r}")
         litellm = self.upstream.partition(":")[0] == "litellm"
         if litellm and self.upstream_key:
             raise ConfigError("a litellm upstream takes its keys from litellm's own variables or `upstream_params`")
@@ -95,6 +99,8 @@ _CHOICES = {
 }
 # Where the settings file, the demo model's cache and the examples' base URL stand.
 _NOT_SETTINGS = ("GUARDRAIL_CONFIG", "GUARDRAIL_CACHE", "GUARDRAIL_URL")
+# Plain segments; a whole server is not passed through.
+_PREFIX = re.compile(r"(/(?!\.+(/|\Z))[A-Za-z0-9._~:@=+,-]+)+/?")
 _MAY_BE_ZERO = ("threads", "port", "heartbeat")
 _TYPES: Mapping[str, type | tuple[type, ...]] = {"str": str, "int": int, "float": (int, float), "bool": bool}
 
@@ -154,6 +160,8 @@ def _checked(values: Mapping[str, Any], where: str) -> dict[str, Any]:
         kind = kinds[name]
         if kind.startswith("dict"):
             fits = isinstance(value, dict)
+        elif kind.startswith("list"):
+            fits = isinstance(value, list)
         elif name == "safeguard" and isinstance(value, bool):
             fits, value = True, "on" if value else "off"  # YAML's on and off
         else:
@@ -172,6 +180,8 @@ def _from_text(name: str, text: str) -> Any:
             if not isinstance(value, dict):
                 raise ValueError
             return value
+        if kind.startswith("list"):
+            return [item.strip() for item in text.split(",") if item.strip()]
         if kind == "bool":
             return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[text.lower()]
         return {"int": int, "float": float}.get(kind, str)(text)

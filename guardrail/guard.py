@@ -16,8 +16,9 @@ from typing import Protocol
 from guardrail.case import Case
 from guardrail.compiled import Compiled
 from guardrail.conversation import PartKind, Replacement, Request, Response, Usage
+from guardrail.coverage import Terms, describe
 from guardrail.decision import Finding, Judgement, judge
-from guardrail.errors import GuardrailError, ScorerError, UpstreamError, UpstreamRejected
+from guardrail.errors import GuardrailError, NotFound, ScorerError, UpstreamError, UpstreamRejected
 from guardrail.policy import Mode, PromptMode, Tier
 from guardrail.record import Recorder
 from guardrail.rewriting import Rewriter, instruction, refuse
@@ -25,14 +26,23 @@ from guardrail.scoring import Scorer, Verdict
 from guardrail.stations import Exchange, Limits, Stations, check_choices, read_body
 from guardrail.stream import EVENT_STREAM, Crowd, GuardedStream, RelayedStream
 from guardrail.telemetry import Telemetry
-from guardrail.upstream import Upstream, UpstreamResponse
+from guardrail.upstream import Relay, Upstream, UpstreamResponse
 from guardrail.verdicts import judge_texts
 from guardrail.wire import VerdictFormat, WireFormat
+from guardrail.wire.fields import write_json
 
 # What comes back of the upstream's headers (DESIGN: what the client sees); never an encoding or a cookie.
 _RETURNED = ("content-type", "retry-after", "x-request-id", "request-id")
 _RETURNED_PREFIXES = ("x-ratelimit-", "anthropic-ratelimit-")
 _LONGEST_HEADER = 200
+
+
+class Endpoint(Protocol):
+    """What a request is recorded under, and how errors are said there; every wire format is one."""
+
+    PATH: str
+
+    def write_error(self, error: GuardrailError) -> bytes: ...
 
 
 class Stream(Protocol):
@@ -50,6 +60,16 @@ class Reply:
     body: bytes | Stream
 
 
+@dataclass(frozen=True, slots=True)
+class Relayed:
+    """A request as it is passed on: `target` is its path with the query string, `headers` those that may go along."""
+
+    method: str
+    target: str
+    body: bytes
+    headers: Mapping[str, str]
+
+
 class Guard:
     """One policy in front of one upstream. Without a scorer it relays, and records every answer as `unscored`."""
 
@@ -63,6 +83,7 @@ class Guard:
         *,
         limits: Limits | None = None,
         rewriters: Mapping[str, Rewriter] | None = None,
+        pass_through: tuple[str, ...] = (),
     ) -> None:
         self._compiled = compiled
         self._scorer = scorer
@@ -70,17 +91,21 @@ class Guard:
         self._recorder = recorder
         self._telemetry = telemetry
         self._limits = limits or Limits()
+        self._pass_through = pass_through
+        self._coverage: bytes | None = None
         self._crowd = Crowd(self._limits.all_held_bytes)
         self._stations = Stations(compiled, scorer, upstream, self._limits, rewriters) if scorer else None
 
-    async def handle(self, wire: WireFormat, raw: bytes, headers: Mapping[str, str]) -> Reply:
-        """Answers one request; `headers` are what may go upstream. Errors become replies in the format's own shape."""
+    async def handle(self, wire: WireFormat, raw: bytes, headers: Mapping[str, str], query: str = "") -> Reply:
+        """Answers one request; `headers` and `query` are what may go upstream. Errors become replies in the format's
+        own shape.
+        """
         case = self._open(wire)
 
         async def answer() -> Reply:
             request = wire.read_request(raw)
             case.reads(request)
-            return await self._answer(Exchange(case, wire, request, headers))
+            return await self._answer(Exchange(case, wire, request, headers, query))
 
         return await self._recorded(case, wire, answer)
 
@@ -99,12 +124,28 @@ class Guard:
 
         return await self._recorded(case, wire, judge)
 
-    def _open(self, wire: WireFormat | VerdictFormat) -> Case:
+    async def relay(self, endpoint: Endpoint, ask: Relayed) -> Reply:
+        """Carries a request that nobody judges, on a path that the operator listed; the record says so."""
+        case = self._open(endpoint)
+        case.verdict = "unscored"
+
+        async def answer() -> Reply:
+            if not isinstance(self._upstream, Relay):
+                raise NotFound("the upstream is no server that this could be passed on to")
+            headers = {**ask.headers, **self._telemetry.outgoing()}
+            with case.timed("upstream"):
+                answer = await self._upstream.relay(ask.method, ask.target, ask.body, headers)
+                raw = await read_body(answer.stream, self._limits.response_bytes)
+            if answer.status < 200 or 300 <= answer.status < 400:  # a redirect leads past the guard
+                raise UpstreamError(f"the upstream answered {answer.status}, which is not passed on")
+            return Reply(answer.status, {**_returned(answer), **case.headers()}, raw)
+
+        return await self._recorded(case, endpoint, answer)
+
+    def _open(self, wire: Endpoint) -> Case:
         return Case(wire.PATH, self._compiled, self._recorder, self._telemetry)
 
-    async def _recorded(
-        self, case: Case, wire: WireFormat | VerdictFormat, answer: Callable[[], Awaitable[Reply]]
-    ) -> Reply:
+    async def _recorded(self, case: Case, wire: Endpoint, answer: Callable[[], Awaitable[Reply]]) -> Reply:
         """The answer, or the reply that an error becomes; either way it ends in a record."""
         try:
             reply = await answer()
@@ -121,11 +162,11 @@ class Guard:
             case.close("completed", reply.status)
         return reply
 
-    def turn_away(self, wire: WireFormat | VerdictFormat, error: GuardrailError) -> Reply:
+    def turn_away(self, wire: Endpoint, error: GuardrailError) -> Reply:
         """The reply to a request that could not even be read; it is on record like any other."""
         return self._turn_away(self._open(wire), wire, error)
 
-    def _turn_away(self, case: Case, wire: WireFormat | VerdictFormat, error: GuardrailError) -> Reply:
+    def _turn_away(self, case: Case, wire: Endpoint, error: GuardrailError) -> Reply:
         case.close("rejected" if error.status < 500 else "failed", error.status)
         head = {"content-type": "application/json", **case.headers()}
         if isinstance(error, ScorerError):
@@ -141,6 +182,14 @@ class Guard:
         """What is in force: the policy and the weights, by their hashes."""
         policy = self._compiled.policy
         return {"policy": policy.label, "policy_hash": policy.hash, "weights": self._compiled.weights or "off"}
+
+    def coverage(self) -> bytes:
+        """What becomes of every field of every format as this guard is set up, in JSON. Written once: it is long."""
+        if self._coverage is None:
+            policy = self._compiled.policy if self._stations is not None else None
+            told = describe(Terms(policy, self._limits.unscannable, self._pass_through))
+            self._coverage = write_json({**self.describe(), **told})
+        return self._coverage
 
     def held_bytes(self) -> int:
         """What all open streams hold back by now."""
@@ -217,7 +266,7 @@ class Guard:
     async def _send(self, exchange: Exchange, body: bytes) -> UpstreamResponse:
         with exchange.case.timed("upstream"):
             headers = {**exchange.headers, **self._telemetry.outgoing()}
-            answer = await self._upstream.send(exchange.wire.PATH, body, headers)
+            answer = await self._upstream.send(exchange.path, body, headers)
             if answer.status == 200:
                 return answer
             raw = await read_body(answer.stream, self._limits.response_bytes)

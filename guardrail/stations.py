@@ -39,12 +39,19 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """One request under way: what was asked, in which format, and what is known of it. `headers` may go upstream."""
+    """One request under way: what was asked, in which format, and what is known of it. `headers` and `query` may go
+    upstream.
+    """
 
     case: Case
     wire: WireFormat
     request: Request
     headers: Mapping[str, str]
+    query: str = ""
+
+    @property
+    def path(self) -> str:
+        return f"{self.wire.PATH}?{self.query}" if self.query else self.wire.PATH
 
     def open_stream(self) -> WireStream:
         return self.wire.open_stream(self.request, self.case.created)
@@ -176,7 +183,7 @@ class Stations:
         body = wire.ask_again(request, guidance)
         if body is None:
             return "", Usage()
-        answer = await self._upstream.send(wire.PATH, body, exchange.headers)
+        answer = await self._upstream.send(exchange.path, body, exchange.headers)
         raw = await read_body(answer.stream, self.limits.response_bytes)
         if answer.status != 200:
             raise UpstreamError(f"the upstream answered {answer.status} to the request for a safe completion")

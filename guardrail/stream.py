@@ -70,7 +70,8 @@ class GuardedStream:
         self._waived = waived(policy)
         self._enforced = policy.streaming.mode != "after"
         self._room = limits.held_bytes
-        schedule = Schedule(tail=policy.streaming.tail, lag=policy.streaming.ahead, held=limits.held_bytes)
+        tail, lag = policy.streaming.tail, policy.streaming.ahead
+        schedule = Schedule(tail=tail, lag=lag, waits=self._enforced, held=limits.held_bytes)
         self._hold = Holdback(self._wire.strip, schedule)
         self._under_way: dict[asyncio.Task[Any], Callable[[Any], list[bytes]]] = {}
         self._reading: asyncio.Task[Any] | None = None
@@ -135,7 +136,8 @@ class GuardedStream:
                 while self._goes_on(frames):
                     wait = max(0.0, self._told + pulse - clock()) if pulse else None
                     done, _ = await asyncio.wait(self._under_way, timeout=wait, return_when=asyncio.FIRST_COMPLETED)
-                    out = [piece for task in done for piece in self._under_way.pop(task)(task.result())]
+                    ready = [task for task in self._under_way if task in done]  # in the order they were set going
+                    out = [piece for task in ready for piece in self._under_way.pop(task)(task.result())]
                     self._crowd.holds(self, self._hold.held_bytes)
                     self._case.held_bytes = max(self._case.held_bytes, self._hold.held_bytes)
                     if out or not done:

@@ -30,12 +30,14 @@ _SENTENCE_END = re.compile(r"[.!?…](?=[\s\"')\]*_])|[。！？।؟\n]")  # no
 class Schedule:
     """In characters. The first window closes at a sentence end after `first`, later ones grow by `growth` up to
     `most`; without a sentence end a window closes at `slack` times its size. `tail` is never released before the
-    part ends. `lag` lets so many characters leave before they are scored; None holds all back until then. `held` caps
-    the bytes waiting in the queue, `parts` how many parts a stream may have.
+    part ends. `lag` lets so many characters leave before they are scored; None holds all back until then. What ends a
+    choice `waits` until all of it is scored, whatever the lag. `held` caps the bytes waiting in the queue, `parts` how
+    many parts a stream may have.
     """
 
     tail: int = 120
     lag: int | None = None
+    waits: bool = True
     first: int = 160
     growth: float = 1.5
     most: int = 640
@@ -106,6 +108,8 @@ class _Held:
     event: StreamEvent
     # For each lane the event adds to: how much of the lane's text must be cleared before the event may leave.
     needs: dict[LaneKey, int] = field(default_factory=dict)
+    # The lanes that end with it; nothing can be put in the place of an answer that has ended on the wire.
+    ends: set[LaneKey] = field(default_factory=set)
 
 
 class Holdback:
@@ -143,7 +147,9 @@ class Holdback:
         self._queue.append(held)
         self.held_bytes += len(event.raw)
         for index in event.finished:
-            held.needs |= self._finish(index)
+            ended = self._finish(index)
+            held.needs |= ended
+            held.ends |= ended.keys()
 
     def close(self) -> None:
         """The upstream has nothing more to say: every part ends here."""
@@ -282,6 +288,10 @@ class Holdback:
     def _is_free(self, held: _Held) -> bool:
         if self._owed and not held.event.choices:  # the usage of all, say, comes after all
             return False
+        if self._schedule.waits and any(
+            self._lanes[key].waiting and not self._is_short(key, self._lanes[key]) for key in held.ends
+        ):
+            return False
         return all(self._is_cleared(key, end) for key, end in held.needs.items())
 
     def _is_cleared(self, key: LaneKey, end: int) -> bool:
@@ -306,3 +316,4 @@ class Holdback:
             del self._lanes[key]
         for held in self._queue:
             held.needs = {key: end for key, end in held.needs.items() if key not in keys}
+            held.ends -= keys

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -41,7 +41,7 @@ class UpstreamResponse:
 
 
 class Upstream(Protocol):
-    """Whatever answers OpenAI-shaped requests; `body` is empty for a GET."""
+    """Whatever answers requests of our formats; `path` may end in a query, `body` is empty for a GET."""
 
     async def send(self, path: str, body: bytes, headers: Mapping[str, str]) -> UpstreamResponse: ...
 
@@ -55,6 +55,15 @@ class Timeouts:
     connect: float = 10.0
     read: float = 120.0
     total: float = 900.0
+
+
+@runtime_checkable
+class Relay(Protocol):
+    """An upstream that can also carry requests which nobody reads."""
+
+    async def relay(self, method: str, target: str, body: bytes, headers: Mapping[str, str]) -> UpstreamResponse:
+        """`target` is a path with its query string."""
+        ...
 
 
 class HTTPUpstream:
@@ -93,15 +102,18 @@ class HTTPUpstream:
         return self._client
 
     async def send(self, path: str, body: bytes, headers: Mapping[str, str]) -> UpstreamResponse:
+        return await self.relay("POST" if body else "GET", path, body, headers)
+
+    async def relay(self, method: str, target: str, body: bytes, headers: Mapping[str, str]) -> UpstreamResponse:
+        """As it is: any method, with a query string."""
         client = self._open()
         sent = {**headers, "accept-encoding": "identity"}
         if self._key is not None:
             sent["authorization"] = f"Bearer {self._key}"
             if "x-api-key" in sent:  # the other place where a client of Anthropic's puts its own
                 sent["x-api-key"] = self._key
-        method = "POST" if body else "GET"
         try:
-            request = client.build_request(method, self._base + path, content=body or None, headers=sent)
+            request = client.build_request(method, self._base + target, content=body or None, headers=sent)
         except UnicodeEncodeError:
             raise BadRequest("a header that goes upstream holds more than ASCII") from None
         try:

@@ -3,12 +3,16 @@
 The mock upstream and the load generator share the first core, the server under test has the second to itself; all are
 measured in turn, several rounds in one run, and medians are told. The relay is Starlette over the same transport and
 does nothing but pass bytes on: the proxy cannot be faster than that.
+
+`scripts/bench streams` measures streams instead, beside LiteLLM's proxy where there is one, and `scripts/bench windows`
+what is scored of a stream and what leaves of one that is flagged (--help of each tells more).
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib
 import json
 import os
 import statistics
@@ -82,15 +86,17 @@ def running(command: list[str], port: int, core: int, path: str, environ: dict[s
         stderr=subprocess.DEVNULL,
     )
     try:
-        asyncio.run(_wait(port, path))
+        asyncio.run(_wait(process, port, path))
         yield process
     finally:
         process.terminate()
         process.wait()
 
 
-async def _wait(port: int, path: str) -> None:
-    for _ in range(600):
+async def _wait(process: subprocess.Popen[bytes], port: int, path: str) -> None:
+    for _ in range(3000):
+        if process.poll() is not None:
+            break
         try:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(f"GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
@@ -148,18 +154,21 @@ def resident_mib(process: subprocess.Popen[bytes]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("role", nargs="?", choices=["mock", "relay"])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--callers", type=int, default=16)
+    parser.set_defaults(work=lambda given: measure(given.rounds, given.seconds, given.callers))
+    roles = parser.add_subparsers()
+    roles.add_parser("mock").set_defaults(work=lambda _: asyncio.run(mock(MOCK)))
+    roles.add_parser("relay").set_defaults(work=lambda _: relay(RELAY))
+    for name in ("streams", "windows"):
+        room = importlib.import_module(f"bench_{name}")
+        one = roles.add_parser(name, description=room.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        room.add_arguments(one)
+        one.set_defaults(work=room.measure)
     arguments = parser.parse_args()
-    if arguments.role == "mock":
-        asyncio.run(mock(MOCK))
-    elif arguments.role == "relay":
-        relay(RELAY)
-    else:
-        measure(arguments.rounds, arguments.seconds, arguments.callers)
+    arguments.work(arguments)
 
 
 def measure(rounds: int, seconds: float, callers: int) -> None:

@@ -4,6 +4,7 @@ transport   httpx's own transport beside aiohttp under httpx's API, against a mo
 routing     how often a prompt falls under its own rule, with and without the list of violating cases
 enforce     what `prompt: enforce` would touch, and what the safeguard makes of the policy's golden examples
 latency     how long the safeguard takes to load and to score, alone and in batches
+prefixes    how many of the answers that are flagged are flagged by their first 60, 100, 200, 400 characters
 runtimes    the safeguard's network on torch, ONNX Runtime and OpenVINO (the last two where they are installed)
 """
 
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import bench
+import prefixes
 import runtimes
 
 from guardrail.scoring import Passage
@@ -65,6 +67,7 @@ def main() -> None:
     latency = command("latency", measure_latency)
     latency.add_argument("--threads", type=int, default=2)
     latency.add_argument("--long", type=int, metavar="CHARACTERS", help="time one answer this long instead, once")
+    prefixes.add_arguments(command("prefixes", measure_prefixes), DATA)
     runtimes.add_arguments(command("runtimes", measure_runtimes))
     arguments = parser.parse_args()
     if arguments.work is measure_transport:  # the mock must be up before the loop runs
@@ -244,6 +247,10 @@ async def measure_latency(arguments: argparse.Namespace) -> None:
         print(f"\n{_resident_mib():.0f} MiB resident at the end")
     finally:
         scorer.close()
+
+
+async def measure_prefixes(arguments: argparse.Namespace) -> None:
+    await asyncio.to_thread(prefixes.measure, arguments)
 
 
 async def measure_runtimes(arguments: argparse.Namespace) -> None:

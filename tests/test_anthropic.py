@@ -427,13 +427,14 @@ def test_an_error_in_the_middle_of_a_stream(way: str) -> None:
 
 @contextmanager
 def keyed(key: str | None) -> Iterator[tuple[str, list[dict[str, str]]]]:
-    """The proxy before an upstream over HTTP, and the headers that arrive there."""
+    """The proxy before an upstream over HTTP, and the headers and `?query` that arrive there."""
     seen: list[dict[str, str]] = []
 
     async def upstream(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             return
-        seen.append({name.decode(): value.decode() for name, value in scope["headers"]})
+        headers = {name.decode(): value.decode() for name, value in scope["headers"]}
+        seen.append({**headers, "?": scope["query_string"].decode()})
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]})
         await send({"type": "http.response.body", "body": whole(text("Hi"))})
 
@@ -451,6 +452,39 @@ def test_the_clients_headers_go_upstream_and_its_keys_where_no_other_is_set(key:
     assert (seen[0]["x-api-key"], seen[0]["authorization"]) == (used, f"Bearer {used}")
     assert {name: seen[0].get(name) for name in named} == named
     assert "x-other" not in seen[0]
+
+
+@pytest.mark.parametrize(
+    ("asked", "goes"),
+    [
+        ("?beta=true", "beta=true"),
+        ("?x=1&beta=true&beta=true#y", "beta=true"),
+        ("?beta=false", ""),
+        ("?beta=true%26x=1", ""),
+        ("?BETA=true", ""),
+        ("", ""),
+    ],
+)
+def test_of_the_query_only_what_is_listed_goes_upstream(asked: str, goes: str) -> None:
+    with keyed(None) as (url, seen):
+        assert httpx.post(url + PATH + asked, json=ASK).status_code == 200
+    assert seen[0]["?"] == goes
+
+
+def test_a_safe_completion_is_asked_for_under_the_same_query() -> None:
+    asked: list[str] = []
+
+    async def upstream(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return
+        asked.append(scope["query_string"].decode())
+        said = whole(text(MILD if len(asked) == 1 else SAFE))
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]})
+        await send({"type": "http.response.body", "body": said})
+
+    with serving(upstream) as url, proxy(HTTPUpstream(url)) as guarded:
+        assert httpx.post(f"{guarded.url}{PATH}?beta=true", json=ASK).json()["content"] == [text(SAFE)]
+    assert asked == ["beta=true", "beta=true"]
 
 
 async def _fails() -> Guard:

@@ -123,8 +123,9 @@ def train(manifest: Manifest, out: Path, without: str = "") -> dict[str, Any]:
 
 
 def average(manifest: Manifest, folders: Sequence[Path], out: Path) -> dict[str, Any]:
-    """The mean of weights that were trained one from another, uncalibrated, into `out` (Wortsman et al., 2022, "Model
-    soups"): it ranks sources that no training saw better than the last of them does. Gives the manifest as `train` does.
+    """The mean of weights that were trained one from another, uncalibrated, into `out`; gives what `train` gives.
+
+    It ranked sources that no training saw better than the last of them (Wortsman et al., 2022, "Model soups").
     """
     networks = [load(folder, int8=False) for folder in folders]
     states = [network.state_dict() for network in networks]

@@ -47,6 +47,8 @@ class WireFormat(Protocol):
     PATH: str
     HEADERS: frozenset[str]
     """Request headers of this format that go upstream, beside those that every format has."""
+    QUERY: frozenset[tuple[str, str]]
+    """Query parameters that go upstream, each with the one value that may."""
 
     def read_request(self, raw: bytes) -> Request: ...
 

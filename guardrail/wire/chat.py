@@ -31,6 +31,7 @@ from guardrail.wire.sse import Frame
 
 PATH = "/v1/chat/completions"
 HEADERS = frozenset({"openai-organization", "openai-project", "openai-beta"})
+QUERY: frozenset[tuple[str, str]] = frozenset()
 
 # What a safe completion is asked for without: it must be one plain text, not streamed.
 _STRIPPED = (

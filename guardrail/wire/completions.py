@@ -50,6 +50,7 @@ from guardrail.wire.parts import REASONING, read_reasoning
 
 PATH = "/v1/completions"
 HEADERS = frozenset({"openai-organization", "openai-project", "openai-beta"})
+QUERY: frozenset[tuple[str, str]] = frozenset()
 
 _CHOICE = frozenset({"index", "text", "finish_reason", "logprobs", *REASONING})
 # What a safe completion is asked for without: it must be one plain text, not streamed.

@@ -38,6 +38,7 @@ from guardrail.wire.parts import message_text
 
 PATH = "/v1/messages"
 HEADERS = frozenset({"x-api-key", "anthropic-version", "anthropic-beta"})
+QUERY = frozenset({("beta", "true")})  # what SDKs ask of `beta.messages`
 
 # What a safe completion is asked for without: it must be one plain text, not streamed, and not thought about.
 _STRIPPED = ("stream", "output_format", "mcp_servers", "container", "context_management", "thinking")

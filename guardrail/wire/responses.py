@@ -35,6 +35,7 @@ from guardrail.wire.responses_write import read_usage, write_head, write_message
 
 PATH = "/v1/responses"
 HEADERS = frozenset({"openai-organization", "openai-project", "openai-beta"})
+QUERY: frozenset[tuple[str, str]] = frozenset()
 
 # What a safe completion is asked for without: it must be one plain text, not streamed.
 _STRIPPED = (
@@ -46,10 +47,13 @@ _STRIPPED = (
 def read_request(raw: bytes) -> Request:
     """Raises `BadRequest` naming the field that is missing or of the wrong type."""
     body = read_request_object(raw)
-    # A stored prompt, by its id, may bring its own model and input; a conversation its own input.
+    if body.get("conversation"):
+        # OpenAI adds the answer to it whatever `store` says: the draft, before anyone has judged it.
+        raise BadRequest("'conversation' is not served: it would keep the unjudged answer", param="conversation")
+    # A stored prompt, by its id, may bring its own model and input.
     check_field(body, "prompt", dict, "an object")
     check_field(body, "model", str, "a string", required=not body.get("prompt"))
-    elsewhere = any(body.get(name) for name in ("prompt", "conversation", "previous_response_id"))
+    elsewhere = any(body.get(name) for name in ("prompt", "previous_response_id"))
     items = _read_input(body, required=not elsewhere)
     check_field(body, "instructions", str, "a string")
     check_field(body, "previous_response_id", str, "a string")

@@ -6,7 +6,7 @@ from typing import Any
 
 from guardrail.conversation import JSON, SHORT, Replacement, Request, Usage
 from guardrail.wire import fields
-from guardrail.wire.fields import strings
+from guardrail.wire.fields import is_blankless, strings
 from guardrail.wire.responses_read import ECHOED
 
 # What an object of ours takes over from the upstream's, beside what repeats the request.
@@ -41,8 +41,10 @@ def write_object(like: JSON, output: list[JSON], note: JSON) -> JSON:
 
 
 def _may_repeat(name: str, value: Any) -> bool:
-    if name in ECHOED or name in _HEAD or name == "usage":
+    if name in ECHOED or name == "usage":
         return False
+    if name in _HEAD:  # an id, unless it is one to read
+        return any(len(text) > SHORT and not is_blankless(text) for _, text in strings({name: value}, ""))
     return name == "output_text" or any(len(text) > SHORT for _, text in strings({name: value}, ""))
 
 

@@ -74,6 +74,8 @@ class SSEReader:
         self._seen = 0
         if not rest.strip():
             return None
+        if rest.endswith((b"\r\r", b"\n\r")):  # whole: it waited for the other half of a CRLF
+            return self._parse(rest)
         if not rest.endswith((b"\n", b"\r")):
             rest += b"\n"
         return self._parse(rest + b"\n")

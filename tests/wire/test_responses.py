@@ -68,6 +68,7 @@ BAD_REQUESTS: list[tuple[Any, str | None]] = [
     ({"model": "m", "input": "Hi", "text": "json"}, "text"),
     ({"model": "m", "input": "Hi", "text": {"format": "json"}}, "format"),
     ({"model": "m", "input": "Hi", "background": True}, "background"),
+    ({"model": "m", "input": "Hi", "conversation": "c", "store": False}, "conversation"),
 ]
 
 
@@ -100,7 +101,7 @@ def test_the_prompt_is_the_last_user_turn(given: Any, prompt: str, prefill: str)
     assert (read.prompt, read.prefill, read.choices) == (prompt, prefill, 1)
 
 
-@pytest.mark.parametrize("known", [{"conversation": "c"}, {"previous_response_id": "r"}, {"prompt": {"id": "p"}}])
+@pytest.mark.parametrize("known", [{"previous_response_id": "r"}, {"prompt": {"id": "p"}}])
 def test_what_is_kept_upstream_may_stand_for_the_input(known: JSON) -> None:
     read = responses.read_request(json.dumps({"model": "m", "store": False, **known}).encode())
     assert (read.prompt, read.body) == ("", {"model": "m", "store": False, **known})
