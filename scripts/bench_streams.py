@@ -67,6 +67,7 @@ class Word(CustomGuardrail):
 
 
 class Held(Word):
+    apply_guardrail = Word.apply_guardrail  # LiteLLM looks for it in the class itself
     streaming_buffer_until_moderated = True
     streaming_buffer_release_on_scan = True
 """

@@ -15,6 +15,7 @@ from tests.whole import POLICY
 
 GOOD = (
     POLICY.replace("PROMPT", "off")
+    .replace("STREAMING", "{mode: hold, tail: 40}")
     .replace("ON_ERROR", "refuse")
     .replace("REWRITERS", "[template]")
     .replace("UNREADABLE", "closed")
