@@ -19,7 +19,7 @@ from guardrail.rewriting import BUILT_IN, Draft, Rewriter, Rewritten, refuse, re
 from guardrail.scoring import Passage, Score, Scorer, Span, Verdict, score_all
 from guardrail.upstream import ByteStream, Upstream
 from guardrail.wire import WireFormat, WireStream
-from guardrail.wire.fields import readable, unescaped
+from guardrail.wire.fields import before_escape, readable, unescaped
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ class Stations:
         if kind is PartKind.TOOL_CALL:
             return Passage(request.prompt, readable(text))
         if request.structured:
-            text, start = unescaped(text), len(unescaped(text[:start]))
+            text, start = unescaped(text), len(unescaped(text[: before_escape(text, start)]))
         if kind is PartKind.TEXT and request.prefill:
             return Passage(request.prompt, request.prefill + text, start and start + len(request.prefill))
         return Passage(request.prompt, text, start)

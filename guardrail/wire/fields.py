@@ -162,3 +162,11 @@ def unescaped(text: str) -> str:
     """The text with JSON's escapes undone, for text that is JSON, or was to become it, and does not parse."""
     plain = _ESCAPE.sub(lambda found: chr(int(found[1], 16)) if found[1] else _ESCAPED.get(found[2], found[2]), text)
     return plain.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def before_escape(text: str, at: int) -> int:
+    """`at`, or the beginning of the escape that it may cut in two."""
+    cut = text.rfind("\\", max(0, at - 5), at)
+    while cut > 0 and text[cut - 1] == "\\":
+        cut -= 1
+    return at if cut < 0 else cut
